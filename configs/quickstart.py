@@ -1,0 +1,46 @@
+"""From scripted demonstrations to a better policy on two CPU cores.
+
+    python -m lrm_jax.train --config=configs/quickstart.py
+
+The argument "small" runs the same stages with a few episodes and iterations (a smoke test).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quickstart, or with "small" a smoke test of it."""
+    small = arg == "small"
+    return ConfigDict(
+        {
+            "job": "quickstart",
+            "arms": ("vlm",),
+            "seeds": (0,),
+            # Every (cube, plate) colour pair of these scenes is held out of lrm-nano's training.
+            "env": {"name": "PutOnPlate", "settings": {"combos": "held_out"}, "size": 64},
+            "demonstrations": {
+                "episodes": 8 if small else 128, "modes": {"success": 1.0}, "stride": 2,
+                "batch": 8 if small else 64, "seed": 500,
+            },
+            # A tool that never turns gets no noise: a tiny std would own the gradient.
+            "policy": {"chunk": 8, "rho": 0.0, "explored": (0, 1, 2)},
+            "clone": {
+                "epochs": 1 if small else 40, "batch": 128, "lr": 2e-3,
+                "std_low": 0.12, "std_high": 0.12,
+            },
+            "reward": {"model": "lrm-nano", "signal": "progress+completion", "transform": "delta"},
+            "refine": {
+                "iterations": 2 if small else 30,
+                "num_envs": 8 if small else 128,
+                "num_chunks": 10,
+                "critic_warmup": 0 if small else 2,
+                "ppo": {
+                    "minibatches": 4, "epochs": 4, "lr": 3e-5, "value_lr": 1e-3, "clip": 0.2,
+                    "entropy": 0.0, "target_kl": 0.03, "adapt_lr": True,
+                },
+            },
+            "evaluation": {
+                "episodes": 8 if small else 512, "seed": 10_000, "batch": 8 if small else 128,
+            },
+        }
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""What the doors share: from a parsed command line to the job that its config names.
+
+Each door defines its own flags, so that its --help lists them.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from lrm_jax.run import cli, manifest
+from lrm_jax.run.errors import UserError, did_you_mean
+from lrm_jax.run.workdir import Workdir
+
+
+def run_job(
+    argv: Sequence[str],
+    jobs: Sequence[str],
+    config: flags.FlagHolder,
+    workdir: flags.FlagHolder,
+) -> None:
+    """Runs `lrm_jax.jobs.JOB.run(config, workdir)` for the config's job, one of ``jobs``.
+
+    UserError for another job or words left over on the command line.
+    """
+    cli.reject_arguments(argv)
+    job = config.value.get("job", None)
+    if job not in jobs:
+        raise UserError(f"config.job is {job!r}: {did_you_mean(str(job), jobs)}")
+    module = importlib.import_module(f"lrm_jax.jobs.{job}")
+    with Workdir(workdir.value or f"runs/{cli.config_name()}") as folder:
+        with manifest.recording(folder.path, config=config.value, job=job):
+            module.run(config.value, folder)

@@ -1,0 +1,169 @@
+"""Episodes of the scripted demonstrator, played and rendered on the device in batches."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrm_jax.envs import expert, panda
+from lrm_jax.envs.base import Env
+from lrm_jax.episodes.episode import Episode
+from lrm_jax.render import render
+from lrm_jax.run.errors import UserError
+from lrm_jax.run.progress import bar
+
+PAIRS = tuple(itertools.product(range(2), range(2)))  # every (cube, plate) of a scene
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """What to collect.
+
+    episodes: how many. modes: share of each intention of the demonstrator (envs.expert.MODES).
+    size: image height and width in pixels. stride: control steps per stored frame.
+    batch: environments played at once (one compiled program whatever ``episodes`` is).
+    """
+
+    episodes: int
+    modes: dict[str, float]
+    size: int = 64
+    stride: int = 2
+    batch: int = 128
+    seed: int = 0
+
+    def validate(self) -> None:
+        """UserError for an unknown mode or shares that are not positive."""
+        if unknown := sorted(set(self.modes) - set(expert.MODES)):
+            raise UserError(f"mode {unknown[0]!r} is unknown: known are {', '.join(expert.MODES)}")
+        if not self.modes or min(self.modes.values()) < 0 or sum(self.modes.values()) <= 0:
+            raise UserError("modes must give at least one mode a positive share")
+        if self.episodes < 1 or self.batch < 1 or self.stride < 1:
+            raise UserError("episodes, batch and stride must be at least 1")
+
+
+def make_play(
+    env: Env, collection: Collection, demonstrator: expert.DemonstratorConfig
+) -> Callable:
+    """A compiled batch of episodes: (key, modes int32 [N]) -> arrays, frames uint8 [T,N,H,W,3]."""
+    size, stride = collection.size, collection.stride
+    if env.episode_length % stride:
+        raise UserError(f"stride {stride} does not divide the episode's {env.episode_length} steps")
+
+    def look(state) -> dict[str, jax.Array]:
+        model, data = env.scene(state)
+        judged = [env.facts(state, jnp.array(pair)) for pair in PAIRS]
+        facts = env.facts(state)
+        return {
+            "frames": render(model, data, env.camera, size, size),
+            "progress": jnp.stack([f["progress"] for f in judged]),
+            "success": jnp.stack([f["success"] for f in judged]),
+            "grasped": jnp.stack([judged[0]["grasped"], judged[2]["grasped"]]),
+            "cubes": facts["cubes"], "plates": facts["plates"], "tcp": facts["tcp"],
+            "open": state.info["target"].finger / panda.FINGER_MAX,
+        }  # fmt: skip
+
+    def play(key: jax.Array, modes: jax.Array) -> dict[str, Any]:
+        k_reset, k_plan = jax.random.split(key)
+        count = modes.shape[0]
+        state = jax.vmap(env.reset)(jax.random.split(k_reset, count))
+        plan = jax.vmap(lambda k, m: expert.begin(k, m, demonstrator))(
+            jax.random.split(k_plan, count), modes
+        )
+
+        def control(carry, _):
+            state, plan = carry
+            action, plan = jax.vmap(lambda s, p: expert.act(env, s, p, demonstrator))(state, plan)
+            seen = state.obs["proprio"]
+            return (jax.vmap(env.step)(state, action), plan), (seen, action)
+
+        def frame(carry, _):
+            record = jax.vmap(look)(carry[0])
+            carry, (seen, action) = jax.lax.scan(control, carry, None, length=stride)
+            return carry, (record, seen, action)
+
+        (state, plan), (records, seen, actions) = jax.lax.scan(
+            frame, (state, plan), None, length=env.episode_length // stride
+        )
+        last = jax.vmap(look)(state)
+        records = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), records, last)
+        merge = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        return {
+            **records,
+            "proprio": jnp.concatenate([merge(seen), state.obs["proprio"][None]]),
+            "actions": merge(actions),
+            "task_id": state.info["task_id"],
+            "named": state.info["named"],
+            "colours": state.info["colours"],
+        }
+
+    return jax.jit(play)
+
+
+def collect(
+    env: Env, collection: Collection, demonstrator: expert.DemonstratorConfig | None = None
+) -> dict[str, np.ndarray]:
+    """Play ``collection.episodes`` episodes; arrays with the episode axis first.
+
+    Returns:
+      frames uint8 [E,T,H,W,3]; progress float32 and success bool [E,T,4] for each of PAIRS;
+      grasped bool [E,T,2]; cubes, plates float32 [E,T,2,3], tcp [E,T,3] in m; open [E,T];
+      proprio [E,S+1,P]; actions [E,S,7]; task_id, mode int32 [E]; named [E,2]; colours [E,4].
+    """
+    collection.validate()
+    demonstrator = demonstrator or expert.DemonstratorConfig()
+    play = make_play(env, collection, demonstrator)
+    modes = draw_modes(collection)
+    parts = []
+    batch = min(collection.batch, collection.episodes)
+    starts = range(0, collection.episodes, batch)
+    for number, start in enumerate(bar(starts, desc="demonstrations", unit="batch")):
+        some = modes[start : start + batch]
+        padded = np.resize(some, batch)  # the last batch is filled up, not recompiled
+        key = jax.random.fold_in(jax.random.key(collection.seed), number)
+        out = jax.device_get(play(key, jnp.asarray(padded)))
+        per_episode = {k: v for k, v in out.items() if k in ("task_id", "named", "colours")}
+        arrays = {k: np.moveaxis(v, 1, 0) for k, v in out.items() if k not in per_episode}
+        parts.append({k: v[: len(some)] for k, v in {**arrays, **per_episode}.items()})
+    merged = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {**merged, "mode": modes}
+
+
+def draw_modes(collection: Collection) -> np.ndarray:
+    """Intentions int32 [E] in the stated shares (largest remainders), shuffled by the seed."""
+    shares = np.array([collection.modes.get(m, 0.0) for m in expert.MODES])
+    exact = shares / shares.sum() * collection.episodes
+    counts = np.floor(exact).astype(int)
+    order = np.argsort(counts - exact)
+    counts[order[: collection.episodes - counts.sum()]] += 1
+    modes = np.repeat(np.arange(len(expert.MODES)), counts).astype(np.int32)
+    return np.random.default_rng([collection.seed, 7]).permutation(modes)
+
+
+def episodes(arrays: dict[str, np.ndarray], env: Env, stride: int) -> Iterator[Episode]:
+    """The collected arrays as Episodes, with every sentence of the scene in ``meta``."""
+    colours = np.asarray(arrays["colours"])
+    for e in range(len(arrays["task_id"])):
+        own = PAIRS.index(tuple(int(v) for v in arrays["named"][e]))
+        sentences = [env.sentence(colours[e][c], colours[e][2 + p]) for c, p in PAIRS]
+        yield Episode(
+            frames=arrays["frames"][e],
+            task=env.instructions[int(arrays["task_id"][e])],
+            fps=env.control_hz / stride,
+            success=bool(arrays["success"][e, -1, own]),
+            proprio=arrays["proprio"][e],
+            actions=arrays["actions"][e],
+            progress=arrays["progress"][e, :, own].astype(np.float32),
+            source="lrm_sim",
+            camera=env.camera,
+            meta={
+                "stride": stride,
+                "mode": expert.MODES[int(arrays["mode"][e])],
+                "progress_by_task": {
+                    s: arrays["progress"][e, :, i] for i, s in enumerate(sentences) if i != own
+                },
+            },
+        )

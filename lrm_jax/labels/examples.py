@@ -1,0 +1,219 @@
+"""Clips to training examples: single frames for progress and completion, pairs of frames for
+contrastive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrm_jax.labels.store import REWIND, SUCCESS, Clip
+from lrm_jax.run.errors import UserError
+
+KEYFRAMES = 11  # at p = 0.0, 0.1, ..., 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleSettings:
+    """How examples are drawn from clips.
+
+    frames_per_clip: single frames from each clip, spread evenly over it. In a demonstration the
+      first 11 are the method's keyframes at p = k / 10 of the time until it is done; the others
+      fall between them or after.
+    jitter: moves each frame but the keyframes by up to half the distance to its neighbour.
+    pairs_per_clip: pairs from each clip whose progress is known.
+    min_offset: the smallest distance of a pair, frames. Distances are drawn log-uniformly from it
+      to the clip's length, so that half of all pairs are closer than the geometric mean of the two.
+    min_gap: pairs whose progress differs by less are no examples, unless it is equal (a tie).
+    tie_share: at most this share of a clip's pairs are ties, with the answer "neither".
+    """
+
+    frames_per_clip: int = 22
+    jitter: bool = True
+    pairs_per_clip: int = 16
+    min_offset: int = 2
+    min_gap: float = 0.03
+    tie_share: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StillExamples:
+    """E frames to be judged one at a time.
+
+    initial, current: int64 [E] into the frame store; the clip's first frame, and the one judged.
+    task: int32 [E] into the sentences. clip: int32 [E], examples of one clip share initial and
+      task.
+    labels: float32 [E] by head name, NaN where there is none. kind: int8 [E] into KINDS.
+    """
+
+    initial: np.ndarray
+    current: np.ndarray
+    task: np.ndarray
+    clip: np.ndarray
+    labels: dict[str, np.ndarray]
+    kind: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairExamples:
+    """E pairs of frames, in random order.
+
+    initial, previous, current: int64 [E] into the frame store. task: int32 [E] into the sentences.
+    closer: float32 [E], 1 if `current` is closer to done, -1 if `previous` is, 0 for neither.
+    offset: int32 [E], frames from `previous` to `current` as shown; negative if they are swapped.
+    kind: int8 [E] into KINDS.
+    """
+
+    initial: np.ndarray
+    previous: np.ndarray
+    current: np.ndarray
+    task: np.ndarray
+    closer: np.ndarray
+    offset: np.ndarray
+    kind: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def swapped(self) -> PairExamples:
+        """The same pairs in the other order, with the answers turned over."""
+        return dataclasses.replace(
+            self,
+            previous=self.current,
+            current=self.previous,
+            closer=-self.closer,
+            offset=-self.offset,
+        )
+
+
+def sentences_of(clips: Sequence[Clip]) -> tuple[str, ...]:
+    """The different sentences of `clips`, sorted."""
+    return tuple(sorted({c.task for c in clips}))
+
+
+def still_examples(
+    clips: Sequence[Clip], sentences: Sequence[str], settings: ExampleSettings, seed: int
+) -> StillExamples:
+    """Frames of every clip that is shown forwards (rewinds add none), with every label the clips
+    have."""
+    rng = np.random.default_rng([seed, 2])
+    number = {s: i for i, s in enumerate(sentences)}
+    used = [(i, c) for i, c in enumerate(clips) if c.kind != REWIND]
+    if not used:
+        raise UserError("there are no clips to make examples from")
+    drawn = [(i, c, draw_frames(c, settings, rng)) for i, c in used]
+    names = dict.fromkeys(n for _, c in used for n in c.labels)
+
+    def join(of, dtype):
+        return np.concatenate(
+            [np.broadcast_to(of(i, c, at), len(at)) for i, c, at in drawn]
+        ).astype(dtype)
+
+    def label(name):
+        return lambda i, c, at: c.labels[name][at] if name in c.labels else np.nan
+
+    return StillExamples(
+        initial=join(lambda i, c, at: c.frames[0], np.int64),
+        current=join(lambda i, c, at: c.frames[at], np.int64),
+        task=join(lambda i, c, at: number[c.task], np.int32),
+        clip=join(lambda i, c, at: i, np.int32),
+        labels={n: join(label(n), np.float32) for n in names},
+        kind=join(lambda i, c, at: c.kind, np.int8),
+    )
+
+
+def pair_examples(
+    clips: Sequence[Clip], sentences: Sequence[str], settings: ExampleSettings, seed: int
+) -> PairExamples:
+    """Pairs of frames of every clip whose progress is known, shown in random order."""
+    rng = np.random.default_rng([seed, 3])
+    number = {s: i for i, s in enumerate(sentences)}
+    used = [c for c in clips if comparable(c, settings)]
+    if not used:
+        raise UserError("no clip has known progress: there are no pairs to compare")
+    drawn = [(c, *draw_pairs(c, settings.pairs_per_clip, settings, rng)) for c in used]
+
+    def join(of, dtype):
+        return np.concatenate(
+            [np.broadcast_to(of(c, a, b, s), len(a)) for c, a, b, s in drawn]
+        ).astype(dtype)
+
+    return PairExamples(
+        initial=join(lambda c, a, b, s: c.frames[0], np.int64),
+        previous=join(lambda c, a, b, s: c.frames[a], np.int64),
+        current=join(lambda c, a, b, s: c.frames[b], np.int64),
+        task=join(lambda c, a, b, s: number[c.task], np.int32),
+        closer=join(lambda c, a, b, s: s, np.float32),
+        offset=join(lambda c, a, b, s: b - a, np.int32),
+        kind=join(lambda c, a, b, s: c.kind, np.int8),
+    )
+
+
+def keyframes(clip: Clip) -> np.ndarray:
+    """The 11 frames at p = k / 10 of the time until a demonstration is done, int64 [11]."""
+    is_done = np.nan_to_num(clip.done) > 0.5
+    done = int(np.argmax(is_done)) if is_done.any() else len(clip.frames) - 1
+    return np.round(np.arange(KEYFRAMES) * done / (KEYFRAMES - 1)).astype(np.int64)
+
+
+def draw_frames(clip: Clip, settings: ExampleSettings, rng: np.random.Generator) -> np.ndarray:
+    """Places of a clip's single-frame examples, ascending and different, int64 [<=
+    frames_per_clip]."""
+    count, wanted = len(clip.frames), min(settings.frames_per_clip, len(clip.frames))
+    fixed = np.unique(keyframes(clip))[:wanted] if clip.kind == SUCCESS else np.zeros(0, np.int64)
+    rest = np.setdiff1d(np.arange(count), fixed)
+    extra = wanted - len(fixed)
+    if extra <= 0:
+        return fixed
+    step = len(rest) / extra
+    places = (np.arange(extra) + (rng.random(extra) if settings.jitter else 0.5)) * step
+    return np.unique(
+        np.concatenate([fixed, rest[np.minimum(places.astype(np.int64), len(rest) - 1)]])
+    )
+
+
+def comparable(clip: Clip, settings: ExampleSettings) -> bool:
+    """Whether pairs can be drawn from a clip: all of its progress is known and it is long
+    enough."""
+    return bool(np.isfinite(clip.progress).all()) and len(clip.frames) > settings.min_offset
+
+
+def draw_pairs(
+    clip: Clip, wanted: int, settings: ExampleSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of `previous` and `current`, int64 [<= wanted], and `closer` float32, in random order
+    of the two.
+
+    Fewer than `wanted` where the clip hardly moves: pairs in between (`min_gap`) are thrown away.
+    """
+    count, tries = len(clip.frames), 6 * wanted
+    low, high = np.log(settings.min_offset), np.log(count - 1)
+    offset = np.round(np.exp(rng.uniform(low, max(high, low), tries))).astype(np.int64)
+    offset = np.clip(offset, settings.min_offset, count - 1)
+    first = np.floor(rng.random(tries) * (count - offset)).astype(np.int64)
+    second = first + offset
+    closer = comparison(clip.progress[first], clip.progress[second], settings)
+    allowed = int(np.floor(settings.tie_share * wanted + rng.random()))
+    surplus = (closer == 0) & (np.cumsum(closer == 0) > allowed)
+    keep = np.flatnonzero(np.isfinite(closer) & ~surplus)[:wanted]
+    first, second, closer = first[keep], second[keep], closer[keep]
+    swap = rng.random(len(keep)) < 0.5
+    return (
+        np.where(swap, second, first),
+        np.where(swap, first, second),
+        np.where(swap, -closer, closer),
+    )
+
+
+def comparison(previous: np.ndarray, current: np.ndarray, settings: ExampleSettings) -> np.ndarray:
+    """Which of two frames is closer to done, from their progress: 1 current, -1 previous, 0 equal,
+    NaN no example.
+
+    Antisymmetric: exchanging the arguments changes the sign.
+    """
+    gap = np.asarray(current, np.float64) - np.asarray(previous, np.float64)
+    return np.where(np.abs(gap) >= settings.min_gap, np.sign(gap), np.where(gap == 0, 0.0, np.nan))

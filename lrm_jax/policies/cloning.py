@@ -1,0 +1,259 @@
+"""Behaviour cloning: the chunk mean regresses on the demonstrated chunk.
+
+The loss is a Huber loss with a small delta, averaged over the chunk steps inside the episode and
+the action dimensions. Demonstrations hesitate and tremble; a loss that is linear for large errors
+follows the median of what was done and shrugs off pauses, while its quadratic bottom gives small
+motions a smooth gradient. A Gaussian likelihood would tie the mean's learning rate to the learned
+std (dimensions that fit early get ever larger gradients), and its std describes how unpredictable
+the expert was, which is not how widely a policy should explore; so the std is set afterwards, from
+the validation residuals, moved into a range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lrm_jax.policies import augment
+from lrm_jax.policies.demonstrations import Demonstrations, proprio_statistics, split_by_episode
+from lrm_jax.policies.networks import Policy, Variables, raw_std, with_proprio_statistics
+from lrm_jax.run.config import field
+from lrm_jax.run.errors import UserError
+
+CLONED = ("encoder", "actor")  # the critic learns during refinement
+
+
+@dataclass(frozen=True)
+class CloneConfig:
+    """Settings of behaviour cloning.
+
+    Attributes:
+      epochs, batch: passes over the demonstrations; samples per step.
+      lr, warmup, weight_decay, grad_clip: AdamW with linear warm-up (share of all steps) and cosine
+        decay to zero; decay acts on matrices only; clip of the global gradient norm.
+      huber_delta: where the loss turns from quadratic to linear, in action units.
+      validation: share of the episodes held out. 0 trains on all; residuals are then of training.
+      shift, jitter: augmentation, in pixels and as a share (see augment.py). The camera is fixed
+        and proprioception is not shifted along, so more than a pixel or two teaches wrong geometry.
+      waypoint_weight: of the loss on the encoder's waypoints (in standard deviations, Huber).
+      ema: decay per step of the averaged parameters that are returned; None returns the last.
+      std_scale, std_low, std_high: exploration std = scale * RMS validation residual of a
+        dimension, moved into [low, high].
+    """
+
+    epochs: int = field(30, ge=1)
+    batch: int = field(128, ge=1)
+    lr: float = field(1e-3, gt=0)
+    warmup: float = field(0.05, ge=0, lt=1)
+    weight_decay: float = field(1e-4, ge=0)
+    grad_clip: float = field(1.0, gt=0)
+    huber_delta: float = field(0.5, gt=0)
+    validation: float = field(0.1, ge=0, lt=1)
+    shift: int = field(1, ge=0)
+    jitter: float = field(0.08, ge=0, lt=1)
+    waypoint_weight: float = field(0.3, ge=0)
+    ema: float | None = field(None, gt=0, lt=1)
+    std_scale: float = field(1.0, gt=0)
+    std_low: float = field(0.06, gt=0)
+    std_high: float = field(0.2, gt=0)
+
+
+@flax.struct.dataclass
+class CloneState:
+    """What training goes on from: params and average {encoder, actor}, optimiser, key, epoch."""
+
+    params: Any
+    average: Any
+    optimiser: Any
+    rng: jax.Array
+    epoch: jax.Array
+
+
+def masked_huber(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array, delta: float
+) -> jax.Array:
+    """Mean Huber loss of chunks [B,C,A] over the steps where mask [B,C]; float []."""
+    losses = optax.losses.huber_loss(prediction, target, delta=delta).mean(-1)
+    return jnp.sum(losses * mask) / jnp.maximum(mask.sum(), 1)
+
+
+def optimiser(config: CloneConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine decay over total_steps, after clipping the gradient norm."""
+    warmup = max(1, round(config.warmup * total_steps))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(total_steps, 2))
+    decayed = partial(jax.tree.map, lambda p: p.ndim >= 2)
+    return optax.chain(
+        optax.clip_by_global_norm(config.grad_clip),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed),
+    )
+
+
+def _predict(
+    policy: Policy, variables: Variables, params: Any, data: Demonstrations
+) -> tuple[jax.Array, jax.Array]:
+    """Chunk means [B,C,A] and the loss of the predicted waypoints float [] (0 without any)."""
+    merged = {**variables, "params": {**variables["params"], **params}}
+    features = policy.apply(merged, data.frames, data.task_ids, method="encode")
+    means = policy.apply(merged, features, data.proprio, method="act").mean
+    if not policy.config.waypoints:
+        return means, jnp.zeros(())
+    predicted = policy.apply(merged, features, method="predicted_waypoints")
+    norm = variables["norm"]
+    truth = (data.waypoints - norm["mean"][:3]) / norm["std"][:3]
+    known = jnp.isfinite(truth)
+    error = jnp.where(known, predicted - jnp.where(known, truth, 0.0), 0.0)
+    return means, optax.losses.huber_loss(error, delta=0.5).sum() / jnp.maximum(known.sum(), 1)
+
+
+def _take(data: Demonstrations, index: jax.Array) -> Demonstrations:
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), data)
+
+
+@partial(jax.jit, static_argnames=("policy", "config", "steps"))
+def train_epoch(
+    policy: Policy,
+    config: CloneConfig,
+    variables: Variables,
+    state: CloneState,
+    data: Demonstrations,
+    *,
+    steps: int,
+) -> tuple[CloneState, jax.Array]:
+    """One pass of `steps` minibatches in fresh random order -> new state, mean loss float []."""
+    batch = min(config.batch, len(data))
+    transform = optimiser(config, config.epochs * steps)
+    order_rng, rng, noise = jax.random.split(state.rng, 3)
+    order = jax.random.permutation(order_rng, len(data))[: steps * batch].reshape(steps, batch)
+
+    def step(carry, inputs):
+        params, average, moments = carry
+        index, key = inputs
+        shift_key, colour_key = jax.random.split(key)
+        samples = _take(data, index)
+        frames = augment.random_shift(shift_key, samples.frames, config.shift)
+        samples = samples.replace(frames=augment.colour_jitter(colour_key, frames, config.jitter))
+
+        def loss_of(params):
+            chunks, where = _predict(policy, variables, params, samples)
+            loss = masked_huber(chunks, samples.chunks, samples.mask, config.huber_delta)
+            return loss + config.waypoint_weight * where
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, moments = transform.update(gradient, moments, params)
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            average = optax.incremental_update(params, average, 1.0 - config.ema)
+        return (params, average, moments), loss
+
+    carry = (state.params, state.average, state.optimiser)
+    carry, losses = jax.lax.scan(step, carry, (order, jax.random.split(noise, steps)))
+    return CloneState(*carry, rng, state.epoch + 1), losses.mean()
+
+
+@partial(jax.jit, static_argnames=("policy", "config"))
+def validate(
+    policy: Policy, config: CloneConfig, variables: Variables, params: Any, data: Demonstrations
+) -> dict[str, jax.Array]:
+    """Loss [] and the RMS and mean absolute residual [A] over all of data, without augmentation."""
+    batch = min(config.batch, len(data))
+    blocks = math.ceil(len(data) / batch)
+    index = jnp.arange(blocks * batch).reshape(blocks, batch)
+
+    def block(index):
+        samples = _take(data, jnp.minimum(index, len(data) - 1))
+        mask = samples.mask & (index < len(data))[:, None]
+        error = _predict(policy, variables, params, samples)[0] - samples.chunks
+        huber = optax.losses.huber_loss(error, delta=config.huber_delta)
+        terms = jnp.stack([huber, jnp.square(error), jnp.abs(error)])
+        return jnp.einsum("kbca,bc->ka", terms, mask.astype(error.dtype)), mask.sum()
+
+    sums, counts = jax.lax.map(block, index)
+    huber, square, absolute = sums.sum(0) / jnp.maximum(counts.sum(), 1)
+    return {"loss": huber.mean(), "rms": jnp.sqrt(square), "mae": absolute}
+
+
+def clone(
+    policy: Policy,
+    variables: Variables,
+    data: Demonstrations,
+    config: CloneConfig,
+    rng: jax.Array,
+    *,
+    state: CloneState | None = None,
+    on_epoch: Callable[[CloneState, dict[str, float]], None] | None = None,
+) -> tuple[Variables, dict[str, Any]]:
+    """Trains encoder and actor on demonstrations and sets the exploration std.
+
+    Args:
+      variables: the policy's {params, norm, tasks}; norm is replaced by the training episodes'
+        statistics, task ids of data index tasks.
+      rng: key of the split, the order and the augmentation.
+      state: go on from this state, as `on_epoch` got it, with otherwise equal arguments; the policy
+        is the same bit for bit (the report's curve has the epochs of this call only).
+      on_epoch: called after each epoch with the state and {"epoch", "train_loss",
+        "validation_loss"}.
+
+    Returns:
+      new variables, and a report {"curve": [one dict an epoch], "residual_rms" [A], "residual_mae"
+      [A], "std" [A], "train_samples", "validation_samples", "parameters"}.
+
+    Raises:
+      UserError: too few episodes or samples, or a loss that is not finite.
+    """
+    expected = (policy.config.chunk, policy.config.action_size)
+    if data.chunks.shape[1:] != expected:
+        raise UserError(
+            f"demonstrations have chunks of {data.chunks.shape[1:]}, the policy of {expected}"
+        )
+    split_seed = int(jax.random.randint(jax.random.fold_in(rng, 7), (), 0, 2**31 - 1))
+    if config.validation > 0:
+        train, held = split_by_episode(data, config.validation, split_seed)
+    else:
+        train = held = data
+    variables = with_proprio_statistics(variables, *proprio_statistics(train))
+    train, held = jax.device_put((train, held))
+    steps = len(train) // min(config.batch, len(train))
+    if state is None:
+        params = {name: variables["params"][name] for name in CLONED}
+        moments = optimiser(config, config.epochs * steps).init(params)
+        average = params if config.ema else None
+        state = CloneState(params, average, moments, rng, jnp.zeros((), jnp.int32))
+    curve = []
+    for epoch in range(int(state.epoch), config.epochs):
+        state, loss = train_epoch(policy, config, variables, state, train, steps=steps)
+        best = state.average if config.ema else state.params
+        checked = validate(policy, config, variables, best, held)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": float(loss),
+            "validation_loss": float(checked["loss"]),
+        }
+        if not np.isfinite(row["train_loss"]):
+            raise UserError(f"cloning diverged in epoch {epoch + 1}: use a smaller lr")
+        curve.append(row)
+        if on_epoch is not None:
+            on_epoch(state, row)
+    best = state.average if config.ema else state.params
+    checked = jax.device_get(validate(policy, config, variables, best, held))
+    std = np.clip(config.std_scale * checked["rms"], config.std_low, config.std_high)
+    actor = {**best["actor"], "raw_std": raw_std(jnp.asarray(std), policy.config)}
+    params = {**variables["params"], "encoder": best["encoder"], "actor": actor}
+    report = {
+        "curve": curve,
+        "residual_rms": checked["rms"].tolist(),
+        "residual_mae": checked["mae"].tolist(),
+        "std": std.tolist(),
+        "train_samples": len(train),
+        "validation_samples": len(held) if config.validation > 0 else 0,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+    }
+    return {**variables, "params": params}, report

@@ -1,0 +1,130 @@
+"""Typed settings of reward training; `configs/reward_nano.py` fills them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lrm_jax.labels import ClipSettings, ExampleSettings
+from lrm_jax.qwen3_vl.config import Config, TextConfig, VisionConfig
+from lrm_jax.run.config import field
+from lrm_jax.run.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class NanoSize:
+    """Sizes of a Qwen3-VL trained from scratch; everything else follows the released models."""
+
+    image_size: int = field(64, ge=8)
+    patch_size: int = field(8, ge=1)
+    vision_depth: int = field(4, ge=1)
+    vision_hidden: int = field(128, ge=8)
+    vision_heads: int = field(4, ge=1)
+    vision_mlp: int = field(384, ge=1)
+    deepstack: tuple[int, ...] = (1, 2)
+    text_layers: int = field(4, ge=1)
+    text_hidden: int = field(160, ge=8)
+    text_heads: int = field(4, ge=1)
+    text_kv_heads: int = field(2, ge=1)
+    text_mlp: int = field(480, ge=1)
+
+    def validate(self):
+        if self.image_size % (2 * self.patch_size):
+            raise UserError(
+                f"image_size is {self.image_size}: must be a multiple of {2 * self.patch_size} "
+                "(two patches)"
+            )
+        if self.text_hidden % self.text_heads or self.text_hidden // self.text_heads % 2:
+            raise UserError(
+                f"text_hidden is {self.text_hidden}: each of the text_heads needs an even share"
+            )
+
+    def model(self, tokens: dict[str, int], vocabulary: int) -> Config:
+        """The network's configuration for a tokenizer: the ids of its special tokens, and its
+        size."""
+        head_dim = self.text_hidden // self.text_heads
+        # Rows and columns get 20 of 64 frequencies each in the released models; time gets the rest.
+        axis = (head_dim // 2) * 20 // 64
+        return Config(
+            vision_config=VisionConfig(
+                depth=self.vision_depth,
+                hidden_size=self.vision_hidden,
+                intermediate_size=self.vision_mlp,
+                num_heads=self.vision_heads,
+                patch_size=self.patch_size,
+                out_hidden_size=self.text_hidden,
+                num_position_embeddings=(self.image_size // self.patch_size) ** 2,
+                deepstack_visual_indexes=self.deepstack,
+                # Positions as loud as patches: at the released models' 0.02 a short training never
+                # finds out where in the picture anything is.
+                initializer_range=0.5,
+            ),
+            text_config=TextConfig(
+                vocab_size=vocabulary,
+                hidden_size=self.text_hidden,
+                intermediate_size=self.text_mlp,
+                num_hidden_layers=self.text_layers,
+                num_attention_heads=self.text_heads,
+                num_key_value_heads=self.text_kv_heads,
+                head_dim=head_dim,
+                # Rows are short; the released 5e6 would leave most frequencies still.
+                rope_theta=10_000.0,
+                mrope_section=(head_dim // 2 - 2 * axis, axis, axis),
+                # Words as loud as what the layers add to them.
+                initializer_range=0.25,
+            ),
+            image_token_id=tokens["image"],
+            video_token_id=tokens["video"],
+            vision_start_token_id=tokens["vision_start"],
+            vision_end_token_id=tokens["vision_end"],
+            tie_word_embeddings=True,
+            eos_token_id=(tokens["end"],),
+            pad_token_id=tokens["pad"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimiser:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = field(1e-3, gt=0)
+    final_share: float = field(0.02, ge=0, le=1)
+    warmup_steps: int = field(200, ge=0)
+    weight_decay: float = field(0.05, ge=0)
+    beta1: float = field(0.9, ge=0, lt=1)
+    beta2: float = field(0.98, ge=0, lt=1)
+    clip_norm: float = field(1.0, gt=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One stretch of training on one kind of rows.
+
+    steps: optimiser steps. rows: episodes (or scenes) in a batch. frames_per_row: frames of each
+      that are judged.
+    pairs_per_row: contrastive pairs made of those frames. heads: weight of each head's loss; heads
+    without a weight are not asked. kinds: weight of each kind of clip in the draw.
+    """
+
+    name: str
+    steps: int = field(ge=0, default=1000)
+    rows: int = field(16, ge=1)
+    frames_per_row: int = field(4, ge=1)
+    pairs_per_row: int = field(2, ge=0)
+    heads: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTraining:
+    """Everything that training the reward model depends on, apart from the episodes."""
+
+    size: NanoSize = field(default_factory=NanoSize)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    examples: ExampleSettings = field(default_factory=ExampleSettings)
+    phases: tuple[Phase, ...] = field(default_factory=tuple)
+    smoothing: float = field(0.0, ge=0)
+    light: float = field(0.08, ge=0, lt=1)
+    seed: int = field(0, ge=0)
+    evaluate_every: int = field(500, ge=1)
+    checkpoint_every: int = field(500, ge=1)

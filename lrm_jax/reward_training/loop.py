@@ -1,0 +1,243 @@
+"""The training loop: phases of steps over one network, resumable after a kill at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrm_jax.labels import Clip, FrameStore, HeldOut, sentences_of
+from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params
+from lrm_jax.reward_training import validation
+from lrm_jax.reward_training.batches import Sampler
+from lrm_jax.reward_training.config import Phase, RewardTraining
+from lrm_jax.reward_training.nano import nano_config
+from lrm_jax.reward_training.scene_heads import scene_heads, thing_heads
+from lrm_jax.reward_training.step import Rows, TrainState, make_optimiser, make_rows, make_step
+from lrm_jax.rewards.heads import Head, by_name, nano_heads
+from lrm_jax.rewards.model import NANO_FOLDER, save_reward_model
+from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.run.checkpoints import Checkpoints
+from lrm_jax.run.errors import UserError, did_you_mean
+from lrm_jax.run.metrics import MetricsWriter
+from lrm_jax.run.progress import bar
+
+# A single step that overflows is skipped (`make_step`); this many in a row mean that training has
+# failed.
+MAX_SKIPPED = 5
+# Numbers leave the device once in this many steps: waiting for each would stall the next one's
+# dispatch.
+LOG_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """The outcome: a network, what it is asked with, and the last validation (by name)."""
+
+    config: Config
+    params: Any
+    heads: tuple[Head, ...]
+    tokenizer: Tokenizer
+    image_size: tuple[int, int]
+    validation: dict[str, float]
+
+    def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
+        """Writes the model folder that `load_reward_model` reads. The scene heads stay behind."""
+        args = self.config, self.params, self.heads, self.tokenizer, self.image_size
+        save_reward_model(folder, *args, dtype)
+
+
+def train(
+    settings: RewardTraining,
+    store: FrameStore,
+    clips: Sequence[Clip],
+    folder: str | os.PathLike[str],
+    *,
+    validation_clips: Sequence[Clip] = (),
+    held_out: HeldOut | None = None,
+    tokenizer: Tokenizer | None = None,
+    metrics: str | os.PathLike[str] | None = None,
+) -> Trained:
+    """Trains a nano reward model from scratch.
+
+    The same call goes on from the last checkpoint in `folder` and ends with bit for bit the same
+    parameters as one that was never interrupted (on the same device).
+
+    Args:
+      settings: sizes, phases, optimiser, seed.
+      store: all frames, of the training and of the validation clips.
+      clips, validation_clips: into `store`. Validation clips should come from other episodes.
+      folder: for checkpoints; kept between tries, deleted by the caller.
+      held_out: sentences that must not be trained on; checked once more here.
+      tokenizer: that of lrm-nano by default.
+      metrics: a folder for `metrics.jsonl` and TensorBoard events.
+    Raises:
+      UserError: clips without labels for a phase's heads, a held-out sentence, frames of another
+        size than `settings.size.image_size`, a loss that stays infinite or NaN.
+    """
+    tokenizer = tokenizer or Tokenizer.from_folder(NANO_FOLDER)
+    size = (settings.size.image_size,) * 2
+    if store.frames.shape[1:3] != size:
+        raise UserError(
+            f"frames are {store.frames.shape[1:3]} pixels, config.size.image_size says {size}"
+        )
+    (held_out or HeldOut(())).check(c.task for c in clips)
+    sentences = sentences_of([*clips, *validation_clips])
+    config = nano_config(settings.size, tokenizer)
+    model = Qwen3VL(config)
+    total = sum(p.steps for p in settings.phases)
+    if total < 1:
+        raise UserError("config.phases: there are no steps to train")
+    optimiser = make_optimiser(settings.optimiser, total)
+    state = _start(model, optimiser, settings.seed)
+    phases = [
+        _Running(p, settings, clips, validation_clips, sentences, tokenizer, model)
+        for p in settings.phases
+    ]
+    ends = np.cumsum([p.steps for p in settings.phases])
+    facts = {
+        "settings": settings,
+        "clips": len(clips),
+        "frames": len(store.frames),
+        "sentences": sentences,
+    }
+    with Checkpoints(Path(folder) / "checkpoints", facts) as checkpoints:
+        last = checkpoints.latest_valid(state)
+        found: dict[str, float] = {}
+        if last is not None:
+            state, found = (
+                jax.tree.map(jnp.asarray, last.state),
+                last.metadata.get("validation", {}),
+            )
+        begun = int(state.step)
+        frames = jax.device_put(store.frames)
+        writer = _Writer(metrics, begun if last is not None else None)
+        with writer, bar(total=total, desc="reward model", unit="step", initial=begun) as progress:
+            for step in range(begun, total):
+                number = int(np.searchsorted(ends, step, side="right"))
+                running = phases[number]
+                state, numbers = running.step(optimiser)(
+                    state, running.rows.tables, frames, running.draw(step)
+                )
+                writer.add(step, numbers)
+                done = step + 1
+                if done % LOG_EVERY == 0 or done == total:
+                    shown = writer.flush(running.phase.name)
+                    progress.set_postfix(phase=running.phase.name, loss=shown["loss"])
+                end_of_phase = done in ends
+                if validation_clips and (done % settings.evaluate_every == 0 or end_of_phase):
+                    found = running.validate(state.params, frames)
+                    writer.write(done, {f"validation/{k}": v for k, v in found.items()})
+                if done % settings.checkpoint_every == 0 or end_of_phase:
+                    checkpoints.save(done, state, {"validation": found})
+                progress.update(1)
+    return Trained(config, state.params, nano_heads(), tokenizer, size, found)
+
+
+def _start(model: Qwen3VL, optimiser: Any, seed: int) -> TrainState:
+    params = init_params(model, jax.random.key(seed))
+    return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
+
+
+class _Running:
+    """A phase with its rows, sampler and compiled step; each is made when it is first used."""
+
+    def __init__(
+        self, phase: Phase, settings, clips, validation_clips, sentences, tokenizer, model
+    ):
+        known = by_name((*nano_heads(), *scene_heads(), *thing_heads()))
+        for name in phase.heads:
+            if name not in known:
+                raise UserError(f"config.phases ({phase.name}).heads: {did_you_mean(name, known)}")
+        if not phase.heads:
+            raise UserError(
+                f"config.phases ({phase.name}).heads: name at least one head and its weight"
+            )
+        self.phase, self._settings, self._model = phase, settings, model
+        heads = [known[n] for n in phase.heads]
+        size = (settings.size.image_size,) * 2
+        self.rows: Rows = make_rows(
+            heads,
+            phase.frames_per_row,
+            phase.pairs_per_row,
+            sentences,
+            tokenizer,
+            model.config,
+            size,
+        )
+        names = [h.name for h in self.rows.heads]
+        self._sampler = Sampler(clips, sentences, names, phase, settings.examples, settings.seed)
+        self.draw = self._sampler.batch
+        self._step = self._validate = None
+        self._held = None
+        if validation_clips:
+            self._held = Sampler(
+                validation_clips,
+                sentences,
+                names,
+                phase,
+                settings.examples,
+                settings.seed + 1_000_003,
+            )
+
+    def step(self, optimiser):
+        if self._step is None:
+            s = self._settings
+            self._step = make_step(
+                self._model, self.rows, self.phase.heads, optimiser, s.smoothing, s.light, s.seed
+            )
+        return self._step
+
+    def validate(self, params, frames) -> dict[str, float]:
+        if self._validate is None:
+            self._validate = validation.make_validate(self._model, self.rows)
+        # The same batches every time, so that the numbers can be compared.
+        batches = [self._held.batch(i) for i in range(validation.BATCHES)]
+        return validation.validate(self._validate, self.rows, params, frames, batches)
+
+
+class _Writer:
+    """Gathers the numbers of steps, stops on a loss that is lost, writes them where the user wants
+    them."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, resume_step: int | None):
+        self._inner = (
+            None if folder is None else MetricsWriter(folder, "reward", resume_step=resume_step)
+        )
+        self._waiting: list[tuple[int, dict[str, jax.Array]]] = []
+        self._skipped = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self._inner is not None:
+            self._inner.close()
+
+    def add(self, step: int, numbers: dict[str, jax.Array]) -> None:
+        self._waiting.append((step, numbers))
+
+    def flush(self, phase: str) -> dict[str, float]:
+        rows = [(s, {k: float(v) for k, v in jax.device_get(n).items()}) for s, n in self._waiting]
+        self._waiting = []
+        for step, numbers in rows:
+            self._skipped = 0 if numbers["finite"] else self._skipped + 1
+            if self._skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"the loss is not a finite number for {MAX_SKIPPED} steps up to {step} "
+                    f"(phase {phase}): "
+                    "lower config.optimiser.learning_rate, or start from an earlier checkpoint"
+                )
+        means = {k: float(np.mean([n[k] for _, n in rows])) for k in rows[-1][1]}
+        self.write(rows[-1][0] + 1, {"phase": phase, **means})
+        return means
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        if self._inner is not None:
+            self._inner.write(step, values)

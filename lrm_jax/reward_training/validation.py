@@ -1,0 +1,66 @@
+"""Validation during training: the heads' answers on clips that the network has not learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrm_jax.qwen3_vl import Qwen3VL
+from lrm_jax.reward_training.batches import Batch
+from lrm_jax.reward_training.step import Rows, predict
+from lrm_jax.rewards.scoring import normalise
+
+BATCHES = 8
+
+
+def make_validate(model: Qwen3VL, rows: Rows) -> Callable[..., Any]:
+    """The jitted forward: (params, tables, frames, batch) -> expected values [B, K, H], and [B, P]
+    or None."""
+
+    @jax.jit
+    def run(params, tables, frames, batch):
+        answers, compared = predict(model, rows, params, tables, frames, batch)
+        expected = [
+            normalise(a).expectation(h.values) for h, a in zip(rows.heads, answers, strict=True)
+        ]
+        expected = jnp.stack(expected, -1) if expected else jnp.zeros((*batch.labels.shape[:2], 0))
+        if compared is None:
+            return expected, None
+        return expected, normalise(compared).expectation(rows.contrastive.values)
+
+    return run
+
+
+def validate(
+    run: Callable[..., Any], rows: Rows, params: Any, frames: jax.Array, batches: Sequence[Batch]
+) -> dict[str, float]:
+    """Errors over `batches`: HEAD/mae for answers on a scale, HEAD/accuracy for yes-or-no and for
+    pairs."""
+    expected, compared = [], []
+    for batch in batches:
+        one, two = run(params, rows.tables, frames, batch)
+        expected.append(np.asarray(one))
+        compared.append(None if two is None else np.asarray(two))
+    found: dict[str, float] = {}
+    values = np.concatenate(expected)
+    labels = np.concatenate([b.labels for b in batches])
+    for i, head in enumerate(rows.heads):
+        known = np.isfinite(labels[..., i])
+        if not known.any():
+            continue
+        got, want = values[..., i][known], labels[..., i][known]
+        if len(head.values) > 2:
+            found[f"{head.name}/mae"] = float(np.abs(got - want).mean())
+            found[f"{head.name}/within_0.2"] = float((np.abs(got - want) <= 0.2).mean())
+        else:
+            found[f"{head.name}/accuracy"] = float(((got >= 0.5) == (want >= 0.5)).mean())
+    if rows.pair is not None:
+        got, want = np.concatenate(compared), np.concatenate([b.closer for b in batches])
+        known = np.isfinite(want) & (want != 0)
+        if known.any():
+            found[f"{rows.contrastive.name}/accuracy"] = float((np.sign(got) == want)[known].mean())
+    return found

@@ -1,0 +1,202 @@
+"""Heads: what is asked about which camera frames, and which answers exist.
+
+A head is data: a prompt with slots for the task sentence and for images, a closed set of answers
+and the number that each answer stands for. The three reward heads of the method differ in nothing
+else, and scene questions (`lrm_jax.reward_training.pretraining`) are heads too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrm_jax.rewards.tokenizer import IM_END, IM_START
+from lrm_jax.run import atomic
+from lrm_jax.run.errors import UserError
+
+# Frames that a prompt may show: the episode's first, the one an interval ago, the one being judged.
+IMAGES = ("initial", "previous", "current")
+FILE = "reward_heads.json"
+_FORMAT = 1
+_MARK = re.compile(r"<(task|image:[a-z]+|answer)>")
+_TENTHS = tuple(f"{k / 10:.1f}" for k in range(11))
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One closed question.
+
+    name: how it is called ("progress", ...).
+    prompt: the whole conversation with `<task>`, `<image:initial|previous|current>` and one
+      `<answer>`. What stands before the answer in the assistant's turn is the scaffold that the
+      model is made to write.
+    answers: the texts that may stand at `<answer>`, all different.
+    values: the number each answer means, in the order of `answers`.
+    """
+
+    name: str
+    prompt: str
+    answers: tuple[str, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "answers", tuple(self.answers))
+        object.__setattr__(self, "values", tuple(float(v) for v in self.values))
+        where = f"head {self.name!r}"
+        marks = _MARK.findall(self.prompt)
+        if marks.count("answer") != 1:
+            raise UserError(f"{where}: its prompt needs exactly one <answer>")
+        if marks.count("task") > 1:
+            raise UserError(f"{where}: its prompt may hold <task> only once")
+        if not self.images:
+            raise UserError(f"{where}: its prompt shows no image")
+        if unknown := [i for i in self.images if i not in IMAGES]:
+            raise UserError(f"{where}: unknown image {unknown[0]!r}; there are {', '.join(IMAGES)}")
+        if len(set(self.images)) != len(self.images):
+            raise UserError(f"{where}: its prompt shows one image twice")
+        if (
+            len(self.answers) < 2
+            or len(set(self.answers)) != len(self.answers)
+            or "" in self.answers
+        ):
+            raise UserError(f"{where}: it needs at least two answers, all different and none empty")
+        if len(self.values) != len(self.answers):
+            raise UserError(f"{where}: {len(self.answers)} answers but {len(self.values)} values")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images in the order in which the prompt shows them."""
+        return tuple(
+            m.removeprefix("image:") for m in _MARK.findall(self.prompt) if m.startswith("image:")
+        )
+
+    @property
+    def pieces(self) -> tuple[tuple[str, str], ...]:
+        """The prompt cut at its marks: ("text", ...), ("task", ""), ("image", name), ("answer",
+        "")."""
+        out, at = [], 0
+        for found in _MARK.finditer(self.prompt):
+            if found.start() > at:
+                out.append(("text", self.prompt[at : found.start()]))
+            kind, _, name = found[1].partition(":")
+            out.append((kind, name))
+            at = found.end()
+        if at < len(self.prompt):
+            out.append(("text", self.prompt[at:]))
+        return tuple(out)
+
+
+def conversation(question: str, scaffold: str, closing: str = "}") -> str:
+    """A prompt in Qwen's chat format: a user turn, and an assistant's turn that opens with
+    `scaffold`."""
+    user = f"{IM_START}user\n{question}{IM_END}\n"
+    return f"{user}{IM_START}assistant\n{scaffold}<answer>{closing}{IM_END}"
+
+
+def _reward_heads(progress: str, completion: str, contrastive: str) -> tuple[Head, ...]:
+    return (
+        Head(
+            "progress",
+            conversation(progress, '{"completion_progress": '),
+            _TENTHS,
+            tuple(map(float, _TENTHS)),
+        ),
+        Head(
+            "completion",
+            conversation(completion, '{"task_completed": "', '"}'),
+            ("no", "yes"),
+            (0.0, 1.0),
+        ),
+        Head(
+            "contrastive",
+            conversation(contrastive, '{"more_complete_image": "', '"}'),
+            ("ImageA", "ImageB"),
+            (-1.0, 1.0),
+        ),
+    )
+
+
+def nano_heads() -> tuple[Head, ...]:
+    """The heads of `lrm-nano`: the sentence, the images, and no more (each token costs time on a
+    laptop).
+
+    Sentence and initial image come first and are the same for every frame of an episode, so that
+    the engine computes them once (`lrm_jax.rewards.layout`).
+    """
+    return _reward_heads(
+        "<task><image:initial><image:current>",
+        "<task><image:initial><image:current>",
+        "<task><image:previous><image:current>",
+    )
+
+
+def default_heads() -> tuple[Head, ...]:
+    """Heads for a Qwen3-VL checkpoint that brings none of its own: the same questions, fully
+    worded."""
+    return _reward_heads(
+        'A robot was told: "<task>". The first picture was taken when it began, the second '
+        "one now.\n"
+        "Before: <image:initial>\nNow: <image:current>\n"
+        "How much of the task is done by now? 0.0 means that nothing is done yet, 1.0 that all "
+        'of it is done. Reply with JSON such as {"completion_progress": x}, x one of '
+        + ", ".join(_TENTHS)
+        + ".",
+        'A robot was told: "<task>". This is what its camera sees now: <image:current>\n'
+        'Is the task finished in this picture? Reply with JSON: {"task_completed": "yes"} or '
+        '{"task_completed": "no"}.',
+        'A robot was told: "<task>". Here are two pictures of it at work.\n'
+        "ImageA: <image:previous>\nImageB: <image:current>\n"
+        "In which of them is the task closer to being finished? Reply with JSON: "
+        '{"more_complete_image": "ImageA"} or {"more_complete_image": "ImageB"}.',
+    )
+
+
+def by_name(heads: Sequence[Head]) -> dict[str, Head]:
+    """The heads by name; UserError if two share one."""
+    named = {h.name: h for h in heads}
+    if len(named) != len(heads):
+        raise UserError(f"two heads have one name: {[h.name for h in heads]}")
+    return named
+
+
+def save_heads(
+    folder: str | Path, heads: Sequence[Head], extra: dict[str, Any] | None = None
+) -> None:
+    """Writes `reward_heads.json` into a model folder; `extra` (camera size, ...) goes beside the
+    heads."""
+    plain = {"format": _FORMAT, **(extra or {}), "heads": [dataclasses.asdict(h) for h in heads]}
+    atomic.write_json(Path(folder) / FILE, plain)
+
+
+def load_heads(folder: str | Path) -> tuple[tuple[Head, ...], dict[str, Any]]:
+    """Reads what `save_heads` wrote: the heads and the extra entries. UserError names what is
+    wrong."""
+    path = Path(folder) / FILE
+    raw = atomic.read_json(path)
+    if (
+        not isinstance(raw, dict)
+        or raw.get("format") != _FORMAT
+        or not isinstance(raw.get("heads"), list)
+    ):
+        raise UserError(f"{path}: not a file of reward heads of format {_FORMAT}")
+    heads = []
+    for entry in raw["heads"]:
+        if not isinstance(entry, dict) or set(entry) != {f.name for f in dataclasses.fields(Head)}:
+            raise UserError(f"{path}: each head needs exactly name, prompt, answers and values")
+        try:
+            heads.append(Head(**entry))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from error
+    by_name(heads)
+    return tuple(heads), {k: v for k, v in raw.items() if k not in ("format", "heads")}
+
+
+def fingerprint(heads: Sequence[Head]) -> str:
+    """SHA-256 over the wording of the heads, 64 hex digits: the prompt hash of manifests."""
+    text = json.dumps([dataclasses.asdict(h) for h in heads], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,251 @@
+"""Reward models from folders, and the call that scores a user's frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrm_jax.qwen3_vl import Config, Qwen3VL, weights
+from lrm_jax.rewards import heads as heads_file
+from lrm_jax.rewards.engine import RewardEngine
+from lrm_jax.rewards.heads import Head, default_heads, load_heads, save_heads
+from lrm_jax.rewards.scores import Scores
+from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.run import atomic
+from lrm_jax.run.errors import UserError
+
+NANO = "lrm-nano"
+NANO_FOLDER = Path(__file__).parent.parent / "assets" / "lrm_nano"
+# Where a checkpoint says nothing of its camera, frames keep their size up to this many pixels.
+MAX_PIXELS = 512 * 512
+# Numbers of frames are rounded up to a multiple of this, so that videos of about one length share a
+# program.
+FRAME_BUCKET = 16
+
+
+@dataclasses.dataclass(eq=False)
+class RewardModel:
+    """A loaded reward model.
+
+    name: as the user gave it. folder: where it was read from. params: the parameter tree.
+    image_size: (height, width) of the camera it was trained for, pixels, or None for any.
+    """
+
+    name: str
+    folder: Path
+    config: Config
+    params: Any
+    model: Qwen3VL
+    heads: tuple[Head, ...]
+    tokenizer: Tokenizer
+    image_size: tuple[int, int] | None
+    _engines: dict[Any, RewardEngine] = dataclasses.field(default_factory=dict, repr=False)
+
+    def engine(
+        self,
+        sentences: Sequence[str] = (),
+        image_size: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> RewardEngine:
+        """An engine for rollouts about `sentences`; `settings` as in `RewardEngine`."""
+        size = image_size or self.image_size
+        if size is None:
+            raise UserError(f"{self.name} does not say its camera's size: pass image_size")
+        return RewardEngine(self.model, self.heads, self.tokenizer, size, sentences, **settings)
+
+    def score(
+        self,
+        frames: Any,
+        task: str | Sequence[str],
+        *,
+        interval: int = 1,
+        heads: Sequence[str] | None = None,
+    ) -> Scores:
+        """Scores each frame of one video, or of B.
+
+        Args:
+          frames: uint8 [T, H, W, 3] or [B, T, H, W, 3]. Frames of another size than the model's
+            camera are resized to it (antialiased, each axis on its own).
+          task: the sentence the robot was told; for B videos one sentence or B.
+          interval: contrastive compares with the frame this many frames earlier.
+          heads: which to ask; all by default.
+        Returns:
+          Scores of numpy arrays [T] or [B, T].
+        Raises:
+          UserError: frames of another type or shape, no frames, an empty task, an unknown head.
+        """
+        frames = _checked_frames(frames)
+        single = frames.ndim == 4
+        frames = frames[None] if single else frames
+        count, time = frames.shape[:2]
+        tasks = [task] * count if isinstance(task, str) else list(task)
+        if len(tasks) != count:
+            raise UserError(
+                f"{count} videos but {len(tasks)} tasks: give one for all or one for each"
+            )
+        size = self.image_size or _own_size(frames.shape[2:4], self.config)
+        if size not in self._engines:
+            self._engines[size] = self.engine(image_size=size)
+        frames = np.moveaxis(frames, 0, 1)
+        extra = -time % FRAME_BUCKET
+        frames = np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)])
+        scores = self._engines[size].score(
+            self.params,
+            _resize(frames, size),
+            np.arange(count, dtype=np.int32),
+            heads=heads,
+            interval=interval,
+            sentences=tasks,
+        )
+
+        def user_order(x):
+            x = np.moveaxis(np.asarray(x), 0, 1)[:, :time]
+            return x[0] if single else x
+
+        return jax.tree.map(user_order, scores)
+
+    def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
+        """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`."""
+        save_reward_model(
+            folder, self.config, self.params, self.heads, self.tokenizer, self.image_size, dtype
+        )
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the model: hashes of weights, prompts and tokenizer."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        return {
+            "model": self.name,
+            "model_sha256": {f.name: atomic.sha256(f) for f in files},
+            "prompt_sha256": heads_file.fingerprint(self.heads),
+            "tokenizer_sha256": self.tokenizer.digest,
+        }
+
+
+def load_reward_model(
+    name_or_folder: str | os.PathLike[str],
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    dtype: str = "float32",
+) -> RewardModel:
+    """Loads a reward model.
+
+    Args:
+      name_or_folder: "lrm-nano", or a folder with a Qwen3-VL checkpoint (`config.json`,
+        safetensors, `tokenizer.json`). Without `reward_heads.json` in it the heads are
+        `heads.default_heads`.
+      adapters: LoRA folders by head.
+      dtype: "float32" or "bfloat16", of parameters and computation.
+    Raises:
+      UserError: the folder is missing, damaged or holds another kind of model.
+    """
+    name = os.fspath(name_or_folder)
+    if adapters:
+        raise UserError(
+            "adapters: the reward engine cannot apply LoRA adapters yet; merge them first"
+        )
+    folder = NANO_FOLDER if name == NANO else Path(name)
+    if not folder.is_dir():
+        raise UserError(
+            f"{name}: no such model; give {NANO!r} or a folder with a Qwen3-VL checkpoint"
+        )
+    if name == NANO and not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{NANO}: its weights are missing from this installation; install the package again"
+        )
+    config = weights.read_config(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    size = None
+    heads = default_heads()
+    if (folder / heads_file.FILE).is_file():
+        heads, extra = load_heads(folder)
+        size = _image_size(extra.get("image_size"), folder)
+    if tokenizer.size > config.text_config.vocab_size:
+        raise UserError(
+            f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "
+            f"{config.text_config.vocab_size}: they do not belong together"
+        )
+    params = weights.read_params(folder, config, dtype)
+    return RewardModel(
+        name=name,
+        folder=folder,
+        config=config,
+        params=params,
+        model=Qwen3VL(config, dtype=jnp.dtype(dtype)),
+        heads=heads,
+        tokenizer=tokenizer,
+        image_size=size,
+    )
+
+
+def save_reward_model(
+    folder: str | os.PathLike[str],
+    config: Config,
+    params: Any,
+    heads: Sequence[Head],
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int] | None,
+    dtype: str = "bfloat16",
+) -> None:
+    """Writes config.json, model.safetensors, tokenizer.json and reward_heads.json into `folder`."""
+    kind = weights.DTYPES[dtype]
+    weights.save_pretrained(
+        folder, config, jax.tree.map(lambda x: np.asarray(x).astype(kind), params)
+    )
+    atomic.write_bytes(
+        Path(folder) / "tokenizer.json", tokenizer.inner.to_str(pretty=True).encode()
+    )
+    save_heads(folder, heads, {"image_size": None if image_size is None else list(image_size)})
+
+
+def _image_size(raw: Any, folder: Path) -> tuple[int, int] | None:
+    if raw is None:
+        return None
+    if not (
+        isinstance(raw, list) and len(raw) == 2 and all(isinstance(v, int) and v > 0 for v in raw)
+    ):
+        raise UserError(
+            f"{folder / heads_file.FILE}: image_size must be [height, width] in pixels, not {raw!r}"
+        )
+    return raw[0], raw[1]
+
+
+def _checked_frames(frames: Any) -> np.ndarray:
+    frames = np.asarray(frames)
+    shape = list(frames.shape)
+    if frames.dtype != np.uint8:
+        raise UserError(f"frames are {frames.dtype}: give uint8, 0 to 255")
+    if frames.ndim not in (4, 5) or shape[-1] != 3:
+        raise UserError(f"frames have shape {shape}: give [T, H, W, 3] or [B, T, H, W, 3]")
+    if 0 in shape:
+        raise UserError(f"frames have shape {shape}: there is nothing to score")
+    return frames
+
+
+def _own_size(size: tuple[int, int], config: Config) -> tuple[int, int]:
+    """The size nearest to the frames' own that the vision tower takes, at most MAX_PIXELS."""
+    block = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
+    height, width = (max(1, round(s * shrink / block)) * block for s in size)
+    return height, width
+
+
+def _resize(frames: np.ndarray, size: tuple[int, int]) -> jax.Array:
+    """Frames uint8 [T, B, H, W, 3] at `size`, on the device."""
+    if frames.shape[2:4] == size:
+        return jnp.asarray(frames)
+    return jnp.stack([_resized(f, size) for f in frames])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resized(frames: jax.Array, size: tuple[int, int]) -> jax.Array:
+    shape = (frames.shape[0], *size, 3)
+    made = jax.image.resize(frames.astype(jnp.float32), shape, "linear", antialias=True)
+    return jnp.clip(jnp.round(made), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,51 @@
+"""Generalised advantage estimation (Schulman et al. 2016) with masks and episode ends."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    rewards: jax.Array,
+    values: jax.Array,
+    *,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    mask: jax.Array,
+    discount: float = 0.99,
+    decay: float = 0.95,
+    bootstrap_truncated: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages and value targets.
+
+        delta_t = r_t + discount * c_t V_{t+1} - V_t
+        A_t     = delta_t + discount * decay * k_t A_{t+1},        R_t = A_t + V_t
+
+    c_t = 0 where the episode terminated in step t, and where it was cut off unless
+    `bootstrap_truncated`; k_t = 0 at either end, and before a masked step. A masked step has A = 0
+    and R = V. (Brax's compute_gae treats a truncated step as our masked one.)
+
+    Args:
+      rewards: float [T,N]; non-finite numbers are allowed where the mask is False.
+      values: float [T+1,N]; V of the state before each step, and of the last state.
+      terminated, truncated, mask: bool [T,N].
+
+    Returns:
+      advantages, returns: float [T,N]; no gradient flows through them.
+    """
+    ended = terminated | truncated
+    cut = terminated if bootstrap_truncated else ended
+    continues = 1.0 - cut.astype(values.dtype)
+    carries = 1.0 - ended.astype(values.dtype)
+    delta = rewards + discount * continues * values[1:] - values[:-1]
+    delta = jnp.where(mask, delta, 0.0)
+
+    def backward(advantage, step):
+        delta, carry, valid = step
+        advantage = jnp.where(valid, delta + discount * decay * carry * advantage, 0.0)
+        return advantage, advantage
+
+    start = jnp.zeros_like(values[0])
+    _, advantages = jax.lax.scan(backward, start, (delta, carries, mask), reverse=True)
+    return jax.lax.stop_gradient((advantages, advantages + values[:-1]))

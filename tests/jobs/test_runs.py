@@ -1,0 +1,102 @@
+"""The doors end to end on a few episodes: files, resumption, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "base_success", "refined_success", "episodes", "wilson_base", "wilson_refined", "mcnemar_p",
+    "oracle_success", "iterations", "wall_seconds", "env_steps", "vlm_scores", "invalid_scores",
+}  # fmt: skip
+
+
+def start(*arguments, door="train", **options):
+    command = [sys.executable, "-m", f"lrm_jax.{door}", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def finish(process, timeout=1500):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_quickstart_survives_a_kill_and_writes_what_the_contract_names(tmp_path):
+    arguments = ("--config=configs/quickstart.py:small", f"--workdir={tmp_path}")
+    first = start(*arguments)
+    # Killed as soon as the first iteration of the refinement is on the disk.
+    checkpoints = tmp_path / "stages" / ".refine_vlm_0.work" / "checkpoints"
+    deadline = time.monotonic() + 1200
+    while first.poll() is None and time.monotonic() < deadline:
+        if checkpoints.is_dir() and any(p.name.startswith("step_") for p in checkpoints.iterdir()):
+            break
+        time.sleep(0.2)
+    assert first.poll() is None, "it ended before it could be killed"
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert not (tmp_path / "summary.json").exists()
+    kept = (tmp_path / "stages" / "base_policy_0" / "stage.json").stat().st_mtime_ns
+    code, _, err = finish(start(*arguments))
+    assert code == 0, err[-2000:]
+    assert (tmp_path / "stages" / "base_policy_0" / "stage.json").stat().st_mtime_ns == kept
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert KEYS <= set(summary)
+    assert summary["iterations"] == 2 and summary["episodes"] == 8
+    assert summary["env_steps"] == 2 * 8 * 80
+    assert summary["vlm_scores"] == 2 * 11 * 8 * 2
+    iterations = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [r["step"] for r in iterations if r["series"] == "refine_vlm_0"] == [1, 2]
+    for name in ("report.html", "manifest.json", "episode.mp4"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_trained_exported_and_judged(tmp_path):
+    """Held-out episodes, table and report; then the exported folder through the other door."""
+    code, _, err = finish(
+        start("--config=configs/reward_nano.py:small", f"--workdir={tmp_path / 'a'}")
+    )
+    assert code == 0, err[-2000:]
+    table = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert table["episodes"] == 16 and table["successes"] + table["failures"] == 16
+    assert set(table["metrics"]["direction_accuracy"]) >= {"model", "constant", "time ramp"}
+    model = tmp_path / "a" / "stages" / "model"
+    code, _, err = finish(
+        start(
+            "--config=configs/open_loop.py:small", f"--config.model={model}",
+            f"--workdir={tmp_path / 'b'}", door="evaluate",
+        )
+    )  # fmt: skip
+    assert code == 0, err[-2000:]
+    again = json.loads((tmp_path / "b" / "summary.json").read_text())
+    # The same episodes and weights through both doors; `bars` are the same as well.
+    assert again["metrics"] == table["metrics"]
+    assert (tmp_path / "b" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--config=configs/quickstart.py:small", "--config.refine.ppo.lr=-1"), "lr"),
+        (("--config=configs/quickstart.py:small", "--config.polic.chunk=5"), "polic"),
+        (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),
+        (("--config=configs/quickstart.py:small", "--config.reward.model=/no/such"), "/no/such"),
+        (("--config=configs/missing.py",), "missing.py"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, says):
+    code, _, err = finish(start(*arguments, f"--workdir={tmp_path / 'w'}"), timeout=120)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, err
+    assert len(lines) == 1 and says in lines[0], err
