@@ -127,10 +127,11 @@ def train(
                 )
                 writer.add(step, numbers)
                 done = step + 1
-                if done % LOG_EVERY == 0 or done == total:
+                end_of_phase = done in ends
+                # Phases have different numbers, so no mean is taken across their border.
+                if done % LOG_EVERY == 0 or end_of_phase:
                     shown = writer.flush(running.phase.name)
                     progress.set_postfix(phase=running.phase.name, loss=shown["loss"])
-                end_of_phase = done in ends
                 if validation_clips and (done % settings.evaluate_every == 0 or end_of_phase):
                     found = running.validate(state.params, frames)
                     writer.write(done, {f"validation/{k}": v for k, v in found.items()})

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 
 from lrm_jax import envs
-from lrm_jax.envs import put_on_plate
+from lrm_jax.envs.put_on_plate import COLOURS
 from lrm_jax.jobs.scene_facts import project
 from lrm_jax.render import render_all
-from lrm_jax.reward_training import scene_heads
+from lrm_jax.reward_training.scene_heads import COLOURS as ASKED
 
 
 def test_colour_questions_number_colours_as_the_environment_does():
-    assert scene_heads.COLOURS == put_on_plate.COLOURS
+    assert ASKED == COLOURS
 
 
 def test_projection_agrees_with_the_renderer():

@@ -27,9 +27,7 @@ def run(config, work):
         with open(done, "a") as f:
             f.write("x")
 job.run = run
-jobs = types.ModuleType("lrm_jax.jobs")
-jobs.__path__ = []
-sys.modules.update({"lrm_jax.jobs": jobs, "lrm_jax.jobs.refine": job})
+sys.modules["lrm_jax.jobs.refine"] = job
 sys.argv[0] = "train.py"
 runpy.run_module("lrm_jax.train", run_name="__main__")
 """
