@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
             # A tool that never turns gets no noise: a tiny std would own the gradient.
             "policy": {"chunk": 8, "rho": 0.0, "explored": (0, 1, 2)},
             "clone": {
-                "epochs": 1 if small else 40, "batch": 128, "lr": 2e-3,
+                "epochs": 1 if small else 30, "batch": 128, "lr": 2e-3,
                 "std_low": 0.12, "std_high": 0.12,
             },
             "reward": {"model": "lrm-nano", "signal": "progress+completion", "transform": "delta"},

@@ -16,15 +16,22 @@ EVALUATION_MODES = {
     "success": 0.5, "wrong_cube": 0.10, "wrong_plate": 0.08, "drop": 0.10, "miss": 0.08,
     "stall": 0.08, "near_miss": 0.06,
 }  # fmt: skip
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The full run, or with "small" a few episodes and steps."""
     small = arg == "small"
-    steps = (4, 4) if small else (700, 900)
+    steps = (4, 4, 4) if small else (800, 500, 1100)
     scene = [
-        "object_x", "object_y", "plate_x", "plate_y", "gripper_x", "gripper_height",
-        "gripper_to_object", "object_held",
+        "object_x",
+        "object_y",
+        "plate_x",
+        "plate_y",
+        "gripper_x",
+        "gripper_height",
+        "gripper_to_object",
+        "object_held",
     ]
     # What lies left and right, in which colour: finding and naming before binding words to things.
     things = [
@@ -32,10 +39,16 @@ def get_config(arg: str = "") -> ConfigDict:
         for side in ("left", "right") for thing in ("cube", "plate") for what in ("x", "colour")
     ]  # fmt: skip
     see = {name: 0.3 for name in scene + things} | {"progress": 0.5, "completion": 0.5}
+    # Then which thing a word means: first alone, then in the sentence.
+    names = [f"{c}_{t}_x" for t in ("cube", "plate") for c in COLOURS]
+    find = {name: 0.3 for name in [*names, *scene]} | {"progress": 0.5, "completion": 0.5}
     judge = {"progress": 1.0, "completion": 1.0, "contrastive": 1.0} | {
         name: 0.15
-        for name in ("object_held", "object_on_plate", "gripper_to_object", "object_to_plate")
-    }
+        for name in (
+            "object_x", "plate_x", "object_held", "object_on_plate", "gripper_to_object",
+            "object_to_plate",
+        )
+    }  # fmt: skip
     return ConfigDict(
         {
             "job": "reward",
@@ -54,10 +67,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "optimiser": {"learning_rate": 1.5e-3, "warmup_steps": 100},
                 "clips": {"wrong_sentences": 2, "rewinds": 0.2},
                 "phases": (
-                    {"name": "see", "steps": steps[0], "rows": 40, "frames_per_row": 1,
+                    {"name": "see", "steps": steps[0], "rows": 48, "frames_per_row": 1,
                      "pairs_per_row": 0, "heads": see},
-                    {"name": "judge", "steps": steps[1], "rows": 24, "frames_per_row": 4,
-                     "pairs_per_row": 3, "heads": judge},
+                    {"name": "find", "steps": steps[1], "rows": 48, "frames_per_row": 1,
+                     "pairs_per_row": 0, "heads": find},
+                    {"name": "judge", "steps": steps[2], "rows": 32, "frames_per_row": 2,
+                     "pairs_per_row": 1, "heads": judge},
                 ),
                 "smoothing": 0.05,
                 "checkpoint_every": 4 if small else 200,

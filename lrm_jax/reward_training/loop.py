@@ -18,7 +18,7 @@ from lrm_jax.reward_training import validation
 from lrm_jax.reward_training.batches import Sampler
 from lrm_jax.reward_training.config import Phase, RewardTraining
 from lrm_jax.reward_training.nano import nano_config
-from lrm_jax.reward_training.scene_heads import scene_heads, thing_heads
+from lrm_jax.reward_training.scene_heads import named_heads, scene_heads, thing_heads
 from lrm_jax.reward_training.step import Rows, TrainState, make_optimiser, make_rows, make_step
 from lrm_jax.rewards.heads import Head, by_name, nano_heads
 from lrm_jax.rewards.model import NANO_FOLDER, save_reward_model
@@ -152,7 +152,7 @@ class _Running:
     def __init__(
         self, phase: Phase, settings, clips, validation_clips, sentences, tokenizer, model
     ):
-        known = by_name((*nano_heads(), *scene_heads(), *thing_heads()))
+        known = by_name((*nano_heads(), *scene_heads(), *thing_heads(), *named_heads()))
         for name in phase.heads:
             if name not in known:
                 raise UserError(f"config.phases ({phase.name}).heads: {did_you_mean(name, known)}")
@@ -165,7 +165,6 @@ class _Running:
         size = (settings.size.image_size,) * 2
         self.rows: Rows = make_rows(
             heads,
-            phase.frames_per_row,
             phase.pairs_per_row,
             sentences,
             tokenizer,

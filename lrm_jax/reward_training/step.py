@@ -33,13 +33,18 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a phase: `still` judges K frames by H heads, `pair` compares two; either may be
+    """The rows of a phase: `still` judges a frame by H heads, `pair` compares two; either may be
     missing."""
 
     heads: tuple[Head, ...]
     contrastive: Head | None
     still: Layout | None
     pair: Layout | None
+
+    @property
+    def shows_initial(self) -> bool:
+        """Whether any head is shown an episode's first frame."""
+        return any(v is not None and "initial" in v.slots for v in (self.still, self.pair))
 
     @property
     def tables(self) -> dict[str, Any]:
@@ -51,7 +56,6 @@ class Rows:
 
 def make_rows(
     heads: Sequence[Head],
-    frames_per_row: int,
     pairs_per_row: int,
     sentences: Sequence[str],
     tokenizer: Tokenizer,
@@ -67,11 +71,7 @@ def make_rows(
     pairs = [h for h in heads if "previous" in h.images]
     if len(pairs) > 1:
         raise ValueError("only one head may compare pairs")
-    still = [
-        Query(h, tuple(i if i == "initial" else f"{i}{j}" for i in h.images))
-        for j in range(frames_per_row)
-        for h in single
-    ]
+    still = [Query(h, h.images) for h in single]
     pair = [Query(h, h.images) for h in pairs] if pairs_per_row else []
     return Rows(
         heads=single,
@@ -130,28 +130,31 @@ def predict(
     count, width = batch.frames.shape
     size = frames.shape[1:3]
     grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, *size))
-    patches = patchify(frames[batch.frames.reshape(-1)], model.config)
+    unseen = 0 if rows.shows_initial else 1  # the initial frame, first in `batch.frames`
+    patches = patchify(frames[batch.frames[:, unseen:].reshape(-1)], model.config)
     if light > 0:
         gain, bias = jax.random.uniform(rng, (2, len(patches), 1, 1), minval=-light, maxval=light)
         patches = patches * (1 + gain) + bias
     variables = {"params": params}
     features = model.apply(variables, VisionInputs(patches, grid), method="encode")
-    at = jnp.arange(count * width).reshape(count, width)
+    at = jnp.arange(count * (width - unseen)).reshape(count, -1)
+    at = jnp.pad(at, ((0, 0), (unseen, 0)))  # columns as in `batch.frames`
     answers: list[jax.Array] = []
     if rows.still is not None:
-        columns = [
-            0 if s == "initial" else 1 + int(s.removeprefix("current")) for s in rows.still.slots
-        ]
+        judged = at[:, 1:]
+        begun = jnp.broadcast_to(at[:, :1], judged.shape)
+        slots = jnp.stack([begun if s == "initial" else judged for s in rows.still.slots], -1)
         reads = scoring.read_log_probabilities(
-            model, variables, tables["still"], features, batch.sentence, at[:, jnp.array(columns)]
+            model,
+            variables,
+            tables["still"],
+            features,
+            jnp.repeat(batch.sentence, width - 1),
+            slots.reshape(count * (width - 1), -1),
         )
-        for head in rows.heads:
-            of = [
-                t
-                for q, t in zip(rows.still.queries, rows.still.answers, strict=True)
-                if q.head is head
-            ]
-            answers.append(jnp.stack([scoring.answer_log_probabilities(reads, t) for t in of], 1))
+        for table in rows.still.answers:  # one for each of `rows.heads`
+            answer = scoring.answer_log_probabilities(reads, table)
+            answers.append(answer.reshape(count, width - 1, -1))
     if rows.pair is None:
         return answers, None
     shown = jnp.concatenate(
@@ -235,8 +238,10 @@ def make_step(
 def step_flops(config: Any, rows: Rows, batch: Batch, patches: int) -> float:
     """Matrix-product FLOPs of one training step on a batch of this shape."""
     count, width = batch.frames.shape
-    flops = count * width * cost.image_flops(config, patches)
-    for layout, number in ((rows.still, count), (rows.pair, count * batch.pairs.shape[1])):
+    images = count * (width if rows.shows_initial else width - 1)
+    flops = images * cost.image_flops(config, patches)
+    numbers = count * (width - 1), count * batch.pairs.shape[1]
+    for layout, number in zip((rows.still, rows.pair), numbers, strict=True):
         if layout is not None:
             flops += number * cost.row_flops(config, layout.length, len(layout.tables.reads))
     return float(flops * cost.TRAIN)

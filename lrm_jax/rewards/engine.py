@@ -7,9 +7,9 @@ made on the host once for all sentences, so new frames and new tasks among those
 recompile. Work is cut into micro-batches that keep within a memory budget.
 
 Cost for each judged frame, in tokens of the decoder (`RewardEngine.cost` counts it for a model):
-with M tokens an image, a prefix of P tokens (sentence and initial image), F frames a row and a
-question of q tokens, progress + completion take P/F + M + q; contrastive in both orders takes about
-4 M + 2 q + the sentence.
+with M tokens an image, a sentence of s and questions of q tokens, progress + completion take
+M + s + q; contrastive in both orders takes about 4 M + 2 (s + q). Heads whose prompts begin with
+what is the same for a whole episode (the sentence, the initial image) share a row among F frames.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RewardEngine:
 
     model: the network. heads: any of progress, completion and contrastive. image_size: (height,
     width) of frames, pixels. sentences: the tasks that `task_ids` number. frames_per_row: how many
-    frames of an episode share one prefix in a row. memory_bytes: budget for a micro-batch's
+    frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a micro-batch's
     activations and, apart from it, for the features of one group of environments.
     """
 
@@ -176,8 +176,14 @@ class RewardEngine:
         if key not in self._plans:
             if len(self._plans) >= PLANS_KEPT:  # users' sentences come and go
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = self._make_plan(*key)
-            self._shapes.setdefault(key[:2], self._plans[key])
+            plan = self._make_plan(names, frames_per_row, sentences)
+            alone = plan if frames_per_row == 1 else self._make_plan(names, 1, sentences)
+            if plan.still is not None and plan.still.length >= 0.9 * (
+                frames_per_row * alone.still.length
+            ):
+                plan = alone  # nothing to share: longer rows would only attend to each other
+            self._plans[key] = plan
+            self._shapes.setdefault((names, plan.frames_per_row), plan)
         return self._plans[key]
 
     def cost(self, frames: int, heads: Sequence[str] | None = None) -> dict[str, float]:

@@ -25,7 +25,7 @@ import numpy as np
 from lrm_jax.qwen3_vl import inputs
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.rewards.heads import Head
-from lrm_jax.rewards.tokenizer import IMAGE_PAD, VISION_END, VISION_START, Tokenizer
+from lrm_jax.rewards.tokenizer import IM_END, IMAGE_PAD, VISION_END, VISION_START, Tokenizer
 from lrm_jax.run.errors import UserError
 
 # A text that holds a sentence is padded to a multiple of this many tokens, so that rows of other
@@ -208,7 +208,13 @@ def _path(query, sentences, tokenizer, config, grid) -> tuple[list[_Column], lis
     slots = iter(query.slots)
     pieces = head.pieces
     for i, (kind, text) in enumerate(pieces):
-        if kind == "text":
+        if kind == "text" and None in run and IM_END in text:
+            # No merge crosses a special token, so the sentence's turn can end here: what follows it
+            # is the same for all sentences, and heads that differ behind it share the sentence.
+            before, mark, after = text.partition(IM_END)
+            columns += _text_columns([*run, before, mark], sentences, tokenizer)
+            run = [after]
+        elif kind == "text":
             run.append(text)
         elif kind == "task":
             run.append(None)

@@ -36,7 +36,7 @@ KINDS_MJCF = f"""
     <geom type="plane" size="0 0 .1" pos="0 0 -.8"/>
     <body mocap="true" name="wall"><geom type="plane" size=".4 .3 .1"/></body>
     <body mocap="true" name="eye"><camera name="eye" fovy="50"/></body>
-    {"".join(f'<body><freejoint/><geom {solid}/></body>' for solid in _SOLIDS)}
+    {"".join(f"<body><freejoint/><geom {solid}/></body>" for solid in _SOLIDS)}
   </worldbody>
 </mujoco>"""
 

@@ -180,9 +180,7 @@ def test_sizes_may_differ_in_a_batch_too(scene):
     _, _, mjx_model, data = scene
     sizes = jnp.stack([mjx_model.geom_size, 1.2 * mjx_model.geom_size])
     batched = jax.tree.map(lambda v: None, mjx_model).replace(geom_size=0)
-    draw = jax.jit(
-        jax.vmap(lambda m: render_all(m, data, "front", *SHAPE)[2], in_axes=(batched,))
-    )
+    draw = jax.jit(jax.vmap(lambda m: render_all(m, data, "front", *SHAPE)[2], in_axes=(batched,)))
     segmentation = np.asarray(draw(mjx_model.replace(geom_size=sizes)))
     for geom in (RED, GREEN, BLUE, MOVING):
         assert np.sum(segmentation[1] == geom) > np.sum(segmentation[0] == geom) > 0

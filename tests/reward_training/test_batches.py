@@ -76,20 +76,27 @@ def test_questions_about_things(clips):
     """Colours are answered by the sentence's own tokens; sides follow the image."""
     from lrm_jax.reward_training.config import NanoSize
     from lrm_jax.reward_training.nano import nano_config
-    from lrm_jax.reward_training.scene_heads import scene_heads, thing_facts, thing_heads
+    from lrm_jax.reward_training.scene_heads import (
+        named_heads,
+        scene_heads,
+        thing_facts,
+        thing_heads,
+    )
     from lrm_jax.rewards.layout import Query, build_layout
     from lrm_jax.rewards.model import NANO_FOLDER
     from lrm_jax.rewards.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(NANO_FOLDER)
-    heads = thing_heads(("red", "green", "blue"))
+    colours = ("red", "green", "blue")
+    heads = (*thing_heads(colours), *named_heads(colours))
     sentence = "put the red cube on the blue plate"
     queries = [Query(h, h.images) for h in (*scene_heads(), *heads)]
     config = nano_config(NanoSize(), tokenizer)
     layout = build_layout(queries, [sentence], tokenizer, config, (64, 64))
     ids = tokenizer.encode(sentence)[0]
     for query, table in zip(layout.queries, layout.answers, strict=True):
-        assert table.token.shape[1] == 1  # one token an answer
+        # One token an answer, except behind a colour, where a number is written digit by digit.
+        assert table.token.shape[1] == (3 if query.head in heads[-6:] else 1)
         if query.head.name.endswith("colour"):
             assert table.token[0, 0] == ids[2] and table.token[2, 0] == ids[6]
     cubes = np.array([[0.2, 0.7], [0.8, 0.7]])
@@ -97,4 +104,7 @@ def test_questions_about_things(clips):
     np.testing.assert_allclose(facts["left_cube_x"], [0.2, 0.7])
     np.testing.assert_allclose(facts["left_cube_colour"], [0.0, 0.5])
     np.testing.assert_allclose(facts["right_plate_colour"], [1.0, 0.5])
+    np.testing.assert_allclose(facts["red_cube_x"], [0.2, 0.8])
+    np.testing.assert_allclose(facts["blue_plate_x"], [0.7, 0.7])
+    assert np.isnan(facts["red_plate_x"]).all()  # there is no red plate
     assert set(facts) == {h.name for h in heads}

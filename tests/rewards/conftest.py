@@ -1,5 +1,7 @@
 """A tiny random reward model, built once for the tests of rewards."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from lrm_jax.qwen3_vl import Qwen3VL, init_params
 from lrm_jax.reward_training.config import NanoSize
 from lrm_jax.reward_training.nano import nano_config
+from lrm_jax.rewards.heads import nano_heads
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 
@@ -28,6 +31,19 @@ SENTENCES = (
     "put the green cube on the yellow plate",
     "pick up the purple ball and place it on the white dish",
 )
+
+
+def episode_heads():
+    """The nano questions behind a prefix that all frames of an episode share."""
+    prompts = {
+        "<image:current><task>": "<task><image:initial><image:current>",
+        "<image:previous><image:current><task>": "<task><image:previous><image:current>",
+    }
+    made = []
+    for head in nano_heads():
+        (old,) = [p for p in prompts if f"\n{p}<|im_end|>" in head.prompt]
+        made.append(dataclasses.replace(head, prompt=head.prompt.replace(old, prompts[old])))
+    return tuple(made)
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,15 @@ from lrm_jax.rewards.layout import Query, build_layout
 from lrm_jax.rewards.scores import NAMES
 from lrm_jax.run.errors import UserError
 
+from .conftest import episode_heads
+
 TOLERANCE = 1e-5  # probabilities; float32 sums of a few hundred terms in another order
 TASKS = np.array([2, 0, 1], np.int32)
 
 
 @pytest.fixture(scope="module")
 def engine(tiny, tokenizer, sentences):
-    return RewardEngine(tiny[0], nano_heads(), tokenizer, (32, 32), sentences, frames_per_row=3)
+    return RewardEngine(tiny[0], episode_heads(), tokenizer, (32, 32), sentences, frames_per_row=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def naive(tiny, tokenizer, sentences, frames):
     grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, 32, 32))
     layouts = {
         h.name: build_layout([Query(h, ("a", "b"))], sentences, tokenizer, model.config, (32, 32))
-        for h in nano_heads()
+        for h in episode_heads()
     }
 
     @jax.jit
@@ -79,6 +81,23 @@ def test_equals_naive_scoring(scores, naive, frames):
                 np.testing.assert_allclose(scores.contrastive[t, n], want, atol=2 * TOLERANCE)
 
 
+def test_frames_share_a_row_only_where_they_share_a_prefix(tiny, tokenizer, sentences, frames):
+    nano = RewardEngine(tiny[0], nano_heads(), tokenizer, (32, 32), sentences, frames_per_row=3)
+    episode = RewardEngine(
+        tiny[0], episode_heads(), tokenizer, (32, 32), sentences, frames_per_row=3
+    )
+    names = ("progress", "completion")
+    assert nano.plan(names, 3).frames_per_row == 1
+    assert episode.plan(names, 3).frames_per_row == 3
+    # Frames that are judged alone: each one's score is the same in any company.
+    whole = nano.score(tiny[1], frames, TASKS)
+    some = nano.score(tiny[1], frames[3:4], TASKS)
+    np.testing.assert_allclose(whole.progress[3], some.progress[0], atol=TOLERANCE)
+    np.testing.assert_allclose(whole.completion[3], some.completion[0], atol=TOLERANCE)
+    # One after the other is no recompilation either, though both plans are of one row length.
+    assert nano.compilations == 2 and bool(whole.valid["tri"][1:].all())
+
+
 def test_masks_and_composition(scores):
     assert set(scores.valid) == set(NAMES)
     assert scores.valid["progress"].all() and scores.valid["completion"].all()
@@ -102,7 +121,7 @@ def test_micro_batches_and_groups_change_nothing(tiny, tokenizer, sentences, fra
     # So small a budget that every frame, row and environment is computed alone.
     small = RewardEngine(
         tiny[0],
-        nano_heads(),
+        episode_heads(),
         tokenizer,
         (32, 32),
         sentences,

@@ -17,6 +17,8 @@ from lrm_jax.rewards.layout import Query, build_layout
 from lrm_jax.rewards.tokenizer import IMAGE_PAD, VISION_END, VISION_START
 from lrm_jax.run.errors import UserError
 
+from .conftest import episode_heads
+
 # float32 sums of some hundred terms of order one in another order: a few hundred ulp of
 # log-probabilities around -10, 1e-5 relative with a margin of ten.
 TOLERANCE = 1e-4
@@ -30,7 +32,7 @@ LONG = Head(
 )
 
 
-HEADS = (*nano_heads(), *default_heads(), LONG)
+HEADS = (*nano_heads(), *episode_heads(), *default_heads(), LONG)
 LENGTH = 320  # all written-out rows are padded to this, so that they share one program
 
 
@@ -135,7 +137,7 @@ def test_nano_answers_are_single_tokens(tokenizer, tiny, sentences):
 
 
 def test_sharing_changes_nothing_but_the_length(tiny, tokenizer, sentences, features):
-    progress, completion, _ = nano_heads()
+    progress, completion, _ = episode_heads()
     queries = [
         Query(h, ("initial", f"frame{j}")) for j in range(3) for h in (progress, completion, LONG)
     ]
@@ -150,7 +152,7 @@ def test_sharing_changes_nothing_but_the_length(tiny, tokenizer, sentences, feat
 
 
 def test_every_token_sees_its_ancestors_only(tokenizer, tiny, sentences):
-    progress, completion, _ = nano_heads()
+    progress, completion, _ = episode_heads()
     queries = [Query(h, ("initial", f"f{j}")) for j in range(2) for h in (progress, completion)]
     tables = build_layout(queries, sentences, tokenizer, tiny[0].config, (32, 32)).tables
     mask, slot = tables.attention, tables.slot
@@ -160,6 +162,18 @@ def test_every_token_sees_its_ancestors_only(tokenizer, tiny, sentences):
     read = mask[tables.reads]
     assert (read[:, slot == 0].all(1)).all()
     assert len({tuple(r) for r in read}) == 4
+
+
+def test_heads_share_the_sentence_between_the_images_and_the_question(tokenizer, tiny, sentences):
+    """Also where sentences have different lengths, so that some rows are padded."""
+    progress, completion, _ = nano_heads()
+    config, size = tiny[0].config, (32, 32)
+    both, one, other = (
+        build_layout([Query(h, h.images) for h in heads], sentences, tokenizer, config, size)
+        for heads in ([progress, completion], [progress], [completion])
+    )
+    scaffolds = {len(tokenizer.encode(h.prompt.split("assistant")[1])[0]) for h in (progress,)}
+    assert both.length <= max(one.length, other.length) + max(scaffolds)
 
 
 @pytest.mark.parametrize(
