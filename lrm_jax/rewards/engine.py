@@ -58,8 +58,8 @@ class RewardEngine:
 
     model: the network. heads: any of progress, completion and contrastive. image_size: (height,
     width) of frames, pixels. sentences: the tasks that `task_ids` number. frames_per_row: how many
-    frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a micro-batch's
-    activations and, apart from it, for the features of one group of environments.
+    frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a
+    micro-batch's activations and, apart from it, for the features of one group of environments.
     """
 
     def __init__(
