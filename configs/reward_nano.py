@@ -1,6 +1,10 @@
 """lrm-nano: a small Qwen3-VL from scratch on simulated episodes, judged on held-out colours.
 
     python -m lrm_jax.train --config=configs/reward_nano.py
+    python -m lrm_jax.train --config=configs/reward_nano.py:compare
+
+The second command goes on from the first one's model, mostly with pairs of frames: single frames
+are judged well long before comparisons are. Its model is the one that the package ships.
 
 The argument "small" is a smoke test of the same stages: `--config=configs/reward_nano.py:small`.
 """
@@ -20,7 +24,9 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full run, or with "small" a few episodes and steps."""
+    """The full run, "compare" to go on from it, or with "small" a few episodes and steps."""
+    if arg not in ("", "compare", "small"):
+        raise ValueError(f"argument {arg!r}: choose compare or small")
     small = arg == "small"
     steps = (4, 4, 4) if small else (800, 500, 1100)
     scene = [
@@ -49,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "object_to_plate",
         )
     }  # fmt: skip
-    return ConfigDict(
+    config = ConfigDict(
         {
             "job": "reward",
             "env": {"name": "PutOnPlate", "settings": {"combos": "train"}, "size": 64},
@@ -84,3 +90,12 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
         }
     )  # fmt: skip
+    if arg == "compare":
+        training = config.training
+        training.start = "runs/reward_nano/stages/model"
+        training.optimiser.learning_rate = 6e-4
+        training.phases = (
+            {"name": "compare", "steps": 500, "rows": 24, "frames_per_row": 4, "pairs_per_row": 4,
+             "heads": {"progress": 0.5, "completion": 0.5, "contrastive": 1.0}},
+        )  # fmt: skip
+    return config

@@ -164,7 +164,8 @@ def _check(i: int, episode: ScoredEpisode) -> ScoredEpisode:
     if target.ndim != 1 or not target.size or not np.isfinite(target).all():
         raise ValueError(f"episode {i}: target must be finite [T] with T >= 1")
     if done.shape != target.shape or done.dtype != bool:
-        raise ValueError(f"episode {i}: done must be bool {target.shape}, got {done.shape}")
+        got = f"{done.dtype} {done.shape}"
+        raise ValueError(f"episode {i}: done must be bool {target.shape}, got {got}")
     if episode.interval < 1:
         raise ValueError(f"episode {i}: interval must be >= 1, got {episode.interval}")
 

@@ -92,7 +92,7 @@ def score_episodes(model: RewardModel, episodes: list, batch: int = 32) -> list[
         own = model.score(frames, [e.task for e in padded], interval=INTERVAL)
         other = model.score(frames, [other_task(e) for e in padded], interval=INTERVAL)
         for i, episode in enumerate(some):
-            done = (episode.progress >= 1.0 - 1e-6).astype(float)
+            done = episode.progress >= 1.0 - 1e-6
             if episode.success:
                 first = done_index(episode)
                 target = np.minimum(np.arange(len(done)) / max(first, 1), 1.0)

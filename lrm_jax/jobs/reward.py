@@ -41,6 +41,8 @@ def run(raw, workdir: Workdir) -> dict:
     job = config.build(RewardJob, raw)
     before, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
     settings = {"training": job.training, "validation": job.validation_episodes}
+    if job.training.start:
+        settings["start"] = load_reward_model(job.training.start).facts
     stage = workdir.stage("model", settings, after=[before])
 
     def compute(folder: Path) -> None:

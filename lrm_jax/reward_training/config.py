@@ -116,8 +116,14 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class RewardTraining:
-    """Everything that training the reward model depends on, apart from the episodes."""
+    """Everything that training the reward model depends on, apart from the episodes.
 
+    start: a reward model's name or folder whose weights training begins with, of the same `size`;
+      empty begins from scratch. smoothing: of labels, see `objective.target`. light: share by which
+      each frame's brightness and contrast vary.
+    """
+
+    start: str = ""
     size: NanoSize = field(default_factory=NanoSize)
     optimiser: Optimiser = field(default_factory=Optimiser)
     clips: ClipSettings = field(default_factory=ClipSettings)

@@ -21,7 +21,12 @@ from lrm_jax.reward_training.nano import nano_config
 from lrm_jax.reward_training.scene_heads import named_heads, scene_heads, thing_heads
 from lrm_jax.reward_training.step import Rows, TrainState, make_optimiser, make_rows, make_step
 from lrm_jax.rewards.heads import Head, by_name, nano_heads
-from lrm_jax.rewards.model import NANO_FOLDER, save_reward_model
+from lrm_jax.rewards.model import (
+    NANO_FOLDER,
+    RewardModel,
+    load_reward_model,
+    save_reward_model,
+)
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -79,7 +84,8 @@ def train(
       metrics: a folder for `metrics.jsonl` and TensorBoard events.
     Raises:
       UserError: clips without labels for a phase's heads, a held-out sentence, frames of another
-        size than `settings.size.image_size`, a loss that stays infinite or NaN.
+        size than `settings.size.image_size`, a start of another size, a loss that stays infinite or
+        NaN.
     """
     tokenizer = tokenizer or Tokenizer.from_folder(NANO_FOLDER)
     size = (settings.size.image_size,) * 2
@@ -95,7 +101,8 @@ def train(
     if total < 1:
         raise UserError("config.phases: there are no steps to train")
     optimiser = make_optimiser(settings.optimiser, total)
-    state = _start(model, optimiser, settings.seed)
+    begin = load_reward_model(settings.start) if settings.start else None
+    state = _start(model, optimiser, settings.seed, begin)
     phases = [
         _Running(p, settings, clips, validation_clips, sentences, tokenizer, model)
         for p in settings.phases
@@ -106,6 +113,7 @@ def train(
         "clips": len(clips),
         "frames": len(store.frames),
         "sentences": sentences,
+        "start": None if begin is None else begin.facts["model_sha256"],
     }
     with Checkpoints(Path(folder) / "checkpoints", facts) as checkpoints:
         last = checkpoints.latest_valid(state)
@@ -141,8 +149,15 @@ def train(
     return Trained(config, state.params, nano_heads(), tokenizer, size, found)
 
 
-def _start(model: Qwen3VL, optimiser: Any, seed: int) -> TrainState:
+def _start(model: Qwen3VL, optimiser: Any, seed: int, begin: RewardModel | None) -> TrainState:
     params = init_params(model, jax.random.key(seed))
+    if begin is not None:
+        if begin.config != model.config:
+            raise UserError(
+                f"config.training.start: {begin.name} is a network of another size or tokenizer "
+                "than config.training.size says"
+            )
+        params = jax.tree.map(lambda p, like: jnp.asarray(p, like.dtype), begin.params, params)
     return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -51,8 +51,6 @@ class Head:
         marks = _MARK.findall(self.prompt)
         if marks.count("answer") != 1:
             raise UserError(f"{where}: its prompt needs exactly one <answer>")
-        if marks.count("task") > 1:
-            raise UserError(f"{where}: its prompt may hold <task> only once")
         if not self.images:
             raise UserError(f"{where}: its prompt shows no image")
         if unknown := [i for i in self.images if i not in IMAGES]:
@@ -128,12 +126,13 @@ def nano_heads() -> tuple[Head, ...]:
     The images come before the sentence. Attention looks backwards only, so the words of the
     sentence can then look for what they name in one step. With the sentence in front, 300 steps of
     training that knew where both plates are did not learn which of them is meant. One frame shows
-    the whole scene, so there is no initial image.
+    the whole scene, so there is no initial image. A comparison repeats the sentence behind each
+    image, so that each is judged as a single one would be.
     """
     return _reward_heads(
         "<image:current><task>",
         "<image:current><task>",
-        "<image:previous><image:current><task>",
+        "<image:previous><task><image:current><task>",
     )
 
 

@@ -37,7 +37,7 @@ def episode_heads():
     """The nano questions behind a prefix that all frames of an episode share."""
     prompts = {
         "<image:current><task>": "<task><image:initial><image:current>",
-        "<image:previous><image:current><task>": "<task><image:previous><image:current>",
+        "<image:previous><task><image:current><task>": "<task><image:previous><image:current>",
     }
     made = []
     for head in nano_heads():
