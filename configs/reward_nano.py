@@ -11,6 +11,8 @@ The argument "small" is a smoke test of the same stages: `--config=configs/rewar
 
 from ml_collections import ConfigDict
 
+from lrm_jax.reward_training.scene_heads import named_heads
+
 TRAINING_MODES = {
     "success": 0.46, "retry": 0.10, "wrong_cube": 0.07, "wrong_plate": 0.07, "drop": 0.08,
     "miss": 0.06, "stall": 0.09, "near_miss": 0.07,
@@ -20,7 +22,6 @@ EVALUATION_MODES = {
     "success": 0.5, "wrong_cube": 0.10, "wrong_plate": 0.08, "drop": 0.10, "miss": 0.08,
     "stall": 0.08, "near_miss": 0.06,
 }  # fmt: skip
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -30,15 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     small = arg == "small"
     steps = (4, 4, 4) if small else (800, 500, 1100)
     scene = [
-        "object_x",
-        "object_y",
-        "plate_x",
-        "plate_y",
-        "gripper_x",
-        "gripper_height",
-        "gripper_to_object",
-        "object_held",
-    ]
+        "object_x", "object_y", "plate_x", "plate_y", "gripper_x", "gripper_height",
+        "gripper_to_object", "object_held",
+    ]  # fmt: skip
     # What lies left and right, in which colour: finding and naming before binding words to things.
     things = [
         f"{side}_{thing}_{what}"
@@ -46,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ]  # fmt: skip
     see = {name: 0.3 for name in scene + things} | {"progress": 0.5, "completion": 0.5}
     # Then which thing a word means: first alone, then in the sentence.
-    names = [f"{c}_{t}_x" for t in ("cube", "plate") for c in COLOURS]
+    names = [head.name for head in named_heads()]
     find = {name: 0.3 for name in [*names, *scene]} | {"progress": 0.5, "completion": 0.5}
     judge = {"progress": 1.0, "completion": 1.0, "contrastive": 1.0} | {
         name: 0.15

@@ -176,12 +176,7 @@ class RewardEngine:
         if key not in self._plans:
             if len(self._plans) >= PLANS_KEPT:  # users' sentences come and go
                 del self._plans[next(iter(self._plans))]
-            plan = self._make_plan(names, frames_per_row, sentences)
-            alone = plan if frames_per_row == 1 else self._make_plan(names, 1, sentences)
-            if plan.still is not None and plan.still.length >= 0.9 * (
-                frames_per_row * alone.still.length
-            ):
-                plan = alone  # nothing to share: longer rows would only attend to each other
+            plan = self._make_plan(names, self._rows_of(names, frames_per_row), sentences)
             self._plans[key] = plan
             self._shapes.setdefault((names, plan.frames_per_row), plan)
         return self._plans[key]
@@ -201,6 +196,13 @@ class RewardEngine:
         return {"tokens": tokens, "flops": flops}
 
     # -- host ----------------------------------------------------------------------------------
+
+    def _rows_of(self, names: tuple[str, ...], frames_per_row: int) -> int:
+        """`frames_per_row`, or 1 where frames share no prefix: they would only attend to each
+        other."""
+        still = [self.heads[n] for n in names if "previous" not in self.heads[n].images]
+        openings = {next(p for p in h.pieces if p[0] != "text") for h in still}
+        return 1 if openings == {("image", "current")} else frames_per_row
 
     def _make_plan(self, names, frames_per_row, sentences) -> Plan:
         build = functools.partial(

@@ -113,6 +113,21 @@ def test_wrong_settings(toy, tmp_path, change, message):
         train(config, *toy, tmp_path)
 
 
+def test_it_goes_on_from_another_model(toy, tmp_path):
+    store, clips = toy
+    first = train(settings(3), store, clips, tmp_path / "first")
+    first.save(tmp_path / "model", dtype="float32")
+    still = Optimiser(learning_rate=1e-12, warmup_steps=0)  # far below one ulp of a weight
+    config = dataclasses.replace(
+        settings(1), start=str(tmp_path / "model"), seed=7, optimiser=still
+    )
+    second = train(config, store, clips, tmp_path / "second").params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), second, first.params)
+    other = dataclasses.replace(config, size=dataclasses.replace(SIZE, text_mlp=32))
+    with pytest.raises(UserError, match="another size"):
+        train(other, store, clips, tmp_path / "third")
+
+
 def test_held_out_sentences_do_not_pass(toy, tmp_path):
     with pytest.raises(UserError, match="held-out"):
         train(settings(), *toy, tmp_path, held_out=HeldOut([toy[1][0].task]))

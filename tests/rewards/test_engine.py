@@ -94,8 +94,7 @@ def test_frames_share_a_row_only_where_they_share_a_prefix(tiny, tokenizer, sent
     some = nano.score(tiny[1], frames[3:4], TASKS)
     np.testing.assert_allclose(whole.progress[3], some.progress[0], atol=TOLERANCE)
     np.testing.assert_allclose(whole.completion[3], some.completion[0], atol=TOLERANCE)
-    # One after the other is no recompilation either, though both plans are of one row length.
-    assert nano.compilations == 2 and bool(whole.valid["tri"][1:].all())
+    assert bool(whole.valid["tri"][1:].all())
 
 
 def test_masks_and_composition(scores):
