@@ -67,6 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "training": {
                 "optimiser": {"learning_rate": 1.5e-3, "warmup_steps": 100},
                 "clips": {"wrong_sentences": 2, "rewinds": 0.2},
+                "examples": {"max_offset": 0},
                 "phases": (
                     {"name": "see", "steps": steps[0], "rows": 48, "frames_per_row": 1,
                      "pairs_per_row": 0, "heads": see},
@@ -88,9 +89,15 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "compare":
         training = config.training
         training.start = "runs/reward_nano/stages/model"
-        training.optimiser.learning_rate = 6e-4
+        training.optimiser.learning_rate = 1e-3
+        # A judgement compares frames 4 apart; half of these pairs are closer than 5.
+        training.examples.max_offset = 12
         training.phases = (
-            {"name": "compare", "steps": 500, "rows": 24, "frames_per_row": 4, "pairs_per_row": 4,
-             "heads": {"progress": 0.5, "completion": 0.5, "contrastive": 1.0}},
+            {"name": "compare", "steps": 1600, "rows": 24, "frames_per_row": 4, "pairs_per_row": 4,
+             "kinds": {"success": 2.0, "failure": 2.0, "wrong_sentence": 1.5, "rewind": 0.5},
+             "heads": {
+                 "progress": 0.5, "completion": 0.5, "contrastive": 1.0, "object_held": 0.1,
+                 "gripper_height": 0.1, "object_to_plate": 0.1, "object_on_plate": 0.1,
+             }},
         )  # fmt: skip
     return config

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lrm_jax.labels.store import REWIND, SUCCESS, Clip
+from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
 
 KEYFRAMES = 11  # at p = 0.0, 0.1, ..., 1.0
@@ -23,8 +24,9 @@ class ExampleSettings:
       fall between them or after.
     jitter: moves each frame but the keyframes by up to half the distance to its neighbour.
     pairs_per_clip: pairs from each clip whose progress is known.
-    min_offset: the smallest distance of a pair, frames. Distances are drawn log-uniformly from it
-      to the clip's length, so that half of all pairs are closer than the geometric mean of the two.
+    min_offset, max_offset: the smallest and the largest distance of a pair, frames; a max_offset of
+      0 is the clip's length. Distances are drawn log-uniformly between the two, so that half of all
+      pairs are closer than their geometric mean.
     min_gap: pairs whose progress differs by less are no examples, unless it is equal (a tie).
     tie_share: at most this share of a clip's pairs are ties, with the answer "neither".
     """
@@ -32,9 +34,17 @@ class ExampleSettings:
     frames_per_clip: int = 22
     jitter: bool = True
     pairs_per_clip: int = 16
-    min_offset: int = 2
+    min_offset: int = field(2, ge=1)
+    max_offset: int = field(0, ge=0)
     min_gap: float = 0.03
     tie_share: float = 0.1
+
+    def validate(self):
+        if 0 < self.max_offset < self.min_offset:
+            raise UserError(
+                f"max_offset is {self.max_offset}: must be 0 or at least min_offset "
+                f"({self.min_offset})"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,9 +201,10 @@ def draw_pairs(
     Fewer than `wanted` where the clip hardly moves: pairs in between (`min_gap`) are thrown away.
     """
     count, tries = len(clip.frames), 6 * wanted
-    low, high = np.log(settings.min_offset), np.log(count - 1)
+    longest = min(settings.max_offset or count - 1, count - 1)
+    low, high = np.log(settings.min_offset), np.log(longest)
     offset = np.round(np.exp(rng.uniform(low, max(high, low), tries))).astype(np.int64)
-    offset = np.clip(offset, settings.min_offset, count - 1)
+    offset = np.clip(offset, settings.min_offset, longest)
     first = np.floor(rng.random(tries) * (count - offset)).astype(np.int64)
     second = first + offset
     closer = comparison(clip.progress[first], clip.progress[second], settings)

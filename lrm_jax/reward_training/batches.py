@@ -101,9 +101,9 @@ class Sampler:
         asked: list[tuple[int, int, float]] = []  # columns of previous and current, answer
         paired = pairs > 0 and comparable(clip, self._examples)
         if paired and count >= 2:
-            # Half of the frames at most come as pairs, whose distances follow the stated
-            # distribution.
-            wanted = min(pairs, max(1, count // 4))
+            # Pairs whose distances follow the stated distribution come first; `_more_pairs` only
+            # fills up.
+            wanted = min(pairs, count // 2)
             for before, after, closer in zip(
                 *draw_pairs(clip, wanted, self._examples, rng), strict=True
             ):
