@@ -7,14 +7,14 @@ made on the host once for all sentences, so new frames and new tasks among those
 recompile. Work is cut into micro-batches that keep within a memory budget.
 
 Cost for each judged frame, in tokens of the decoder (`RewardEngine.cost` counts it for a model):
-with M tokens an image, a sentence of s and questions of q tokens, progress + completion take
-M + s + q; contrastive in both orders takes about 4 M + 2 (s + q). Heads whose prompts begin with
-what is the same for a whole episode (the sentence, the initial image) share a row among F frames.
+with M tokens an image, a sentence of s and questions of q tokens, prompts that begin with the
+judged image take 4 M + 4 s + q for all three heads, contrastive in both orders (`rewards/plan.py`
+says which tokens are shared). Where prompts begin with what is the same for a whole episode (the
+sentence, the questions, the initial image), F frames share a row.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures, VisionInputs, fixed_grid, grid_of, patchify
 from lrm_jax.rewards import cost, scoring
 from lrm_jax.rewards.heads import Head, by_name
-from lrm_jax.rewards.layout import Layout, Query, build_layout
+from lrm_jax.rewards.layout import Layout
+from lrm_jax.rewards.plan import Plan, RowTimes, make_plan, shares_prefix
 from lrm_jax.rewards.scores import Scores, tri_of
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -37,22 +38,6 @@ MEMORY_BYTES = 64 << 20
 PLANS_KEPT = 64
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """The rows of one `score`: `still` asks heads about single frames, `pair` about frames and
-    earlier ones."""
-
-    still: Layout | None
-    pair: Layout | None
-    frames_per_row: int
-
-    @property
-    def tables(self) -> dict[str, Any]:
-        """The arrays that the compiled program takes."""
-        layouts = {"still": self.still, "pair": self.pair}
-        return {k: v.tables for k, v in layouts.items() if v is not None}
-
-
 class RewardEngine:
     """Scores rollouts with a reward model.
 
@@ -60,6 +45,7 @@ class RewardEngine:
     width) of frames, pixels. sentences: the tasks that `task_ids` number. frames_per_row: how many
     frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a
     micro-batch's activations and, apart from it, for the features of one group of environments.
+    share: False gives every question tokens of its own (to measure what sharing is worth).
     """
 
     def __init__(
@@ -72,6 +58,7 @@ class RewardEngine:
         *,
         frames_per_row: int = 4,
         memory_bytes: int = MEMORY_BYTES,
+        share: bool = True,
     ):
         self.model, self.tokenizer, self.sentences = model, tokenizer, tuple(sentences)
         self.heads = by_name(heads)
@@ -88,6 +75,7 @@ class RewardEngine:
         self.patches = rows * columns
         self.grid = fixed_grid(model.config, *self.image_size)
         self.frames_per_row, self.memory_bytes = frames_per_row, memory_bytes
+        self.share = share
         self._plans: dict[Any, Plan] = {}
         self._shapes: dict[
             Any, Plan
@@ -150,7 +138,16 @@ class RewardEngine:
             raise UserError("there are no frames to score")
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
-        plan = self.plan(names, 1 if first is not None else self.frames_per_row, sentences)
+        compares = [n for n in names if "previous" in self.heads[n].images]
+        if interval >= len(frames):  # nothing has an earlier frame to be compared with
+            names = tuple(n for n in names if n not in compares)
+            compares = []
+        if not names:
+            return self._assemble({}, frames.shape[:2])
+        per_row = self.frames_per_row
+        if first is not None and any("initial" in self.heads[n].images for n in names):
+            per_row = 1  # frames of a row share their episode's first frame
+        plan = self.plan(names, per_row, sentences)
         return self._score(
             variables,
             plan.tables,
@@ -158,7 +155,7 @@ class RewardEngine:
             task_ids,
             first,
             names=names,
-            interval=interval,
+            interval=interval if compares else 1,
             frames_per_row=plan.frames_per_row,
         )
 
@@ -176,63 +173,24 @@ class RewardEngine:
         if key not in self._plans:
             if len(self._plans) >= PLANS_KEPT:  # users' sentences come and go
                 del self._plans[next(iter(self._plans))]
-            plan = self._make_plan(names, self._rows_of(names, frames_per_row), sentences)
+            asked = [self.heads[n] for n in names]
+            plan = make_plan(
+                asked, frames_per_row if shares_prefix(asked) else 1, sentences, self.tokenizer,
+                self.model.config, self.image_size, self.share,
+            )  # fmt: skip
             self._plans[key] = plan
             self._shapes.setdefault((names, plan.frames_per_row), plan)
         return self._plans[key]
 
     def cost(self, frames: int, heads: Sequence[str] | None = None) -> dict[str, float]:
-        """Tokens and FLOPs for each of `frames` frames of an episode, all heads together."""
+        """Tokens and FLOPs for each of `frames` frames of an episode, all heads together, with
+        comparisons of neighbours."""
         plan = self.plan(tuple(heads or self.heads), self.frames_per_row)
-        config = self.model.config
-        tokens, flops = 0.0, float(cost.image_flops(config, self.patches))
-        for layout, rows in (
-            (plan.still, -(-frames // plan.frames_per_row) / frames),
-            (plan.pair, 1.0),
-        ):
-            if layout is not None:
-                tokens += rows * layout.length
-                flops += rows * cost.row_flops(config, layout.length, len(layout.tables.reads))
-        return {"tokens": tokens, "flops": flops}
-
-    # -- host ----------------------------------------------------------------------------------
-
-    def _rows_of(self, names: tuple[str, ...], frames_per_row: int) -> int:
-        """`frames_per_row`, or 1 where frames share no prefix: they would only attend to each
-        other."""
-        still = [self.heads[n] for n in names if "previous" not in self.heads[n].images]
-        openings = {next(p for p in h.pieces if p[0] != "text") for h in still}
-        return 1 if openings == {("image", "current")} else frames_per_row
-
-    def _make_plan(self, names, frames_per_row, sentences) -> Plan:
-        build = functools.partial(
-            build_layout,
-            sentences=sentences,
-            tokenizer=self.tokenizer,
-            config=self.model.config,
-            image_size=self.image_size,
-        )
-        asked = [self.heads[n] for n in names]
-        still = [h for h in asked if "previous" not in h.images]
-        pair = [h for h in asked if "previous" in h.images]
-        swapped = {"previous": "current", "current": "previous", "initial": "initial"}
-        return Plan(
-            still=build(
-                [
-                    Query(h, tuple(i if i == "initial" else f"{i}{j}" for i in h.images))
-                    for j in range(frames_per_row)
-                    for h in still
-                ]
-            )
-            if still
-            else None,
-            pair=build(
-                [Query(h, s) for h in pair for s in (h.images, tuple(swapped[i] for i in h.images))]
-            )
-            if pair
-            else None,
-            frames_per_row=frames_per_row,
-        )
+        config, layout = self.model.config, plan.layout
+        rows = RowTimes(frames, 1, plan.frames_per_row).rows / frames
+        row = cost.row_flops(config, layout.length, len(layout.tables.reads))
+        image = float(cost.image_flops(config, self.patches))
+        return {"tokens": rows * layout.length, "flops": image + rows * row}
 
     # -- device --------------------------------------------------------------------------------
 
@@ -269,41 +227,28 @@ class RewardEngine:
         start = (
             jnp.zeros_like(at) if first is None else jax.lax.cummax(jnp.where(first, at, 0), axis=0)
         )
+        rows = RowTimes(time, interval, plan.frames_per_row)
+        shown = rows.frames()  # [rows, 1 + F]
+        environments = jnp.arange(count)[:, None]
+        slots = {
+            f"frame{j}": shown[None, :, j] * count + environments for j in range(shown.shape[1])
+        }
+        slots["initial"] = start[shown[:, 1]].T * count + environments
+        sentence = jnp.broadcast_to(task_ids[:, None], (count, rows.rows))
+        read = self._ask(variables, tables, plan.layout, features, sentence, slots)
         answered: dict[str, scoring.Distribution] = {}
-        if plan.still is not None:
-            # Row (n, c) of environment n holds frames c F ... c F + F - 1; the last row repeats the
-            # last frame.
-            per_row = plan.frames_per_row
-            rows = -(-time // per_row)
-            current = jnp.minimum(jnp.arange(rows * per_row), time - 1)
-            slots = {
-                f"current{j}": current.reshape(rows, per_row)[None, :, j] * count
-                + jnp.arange(count)[:, None]
-                for j in range(per_row)
-            }
-            begin = start[current.reshape(rows, per_row)[:, 0]].T  # [N, rows]
-            slots["initial"] = begin * count + jnp.arange(count)[:, None]
-            sentence = jnp.broadcast_to(task_ids[:, None], (count, rows))
-            read = self._ask(variables, tables["still"], plan.still, features, sentence, slots)
-            for name, values in read.items():  # [N, rows, F, A] to [T, N, A]
-                values = values.reshape(count, rows * per_row, -1)[:, :time].swapaxes(0, 1)
-                answered[name] = scoring.normalise(values)
-        if plan.pair is not None and interval >= time:
-            for head in {q.head.name: q.head for q in plan.pair.queries}.values():
-                nothing = jnp.full((time, count, len(head.answers)), jnp.nan)
-                answered[head.name] = scoring.Distribution(nothing, jnp.zeros((time, count), bool))
-        elif plan.pair is not None:
-            later = at[interval:]
-            slots = {"current": later, "previous": later - interval, "initial": start[interval:]}
-            slots = {k: v * count + jnp.arange(count) for k, v in slots.items()}
-            sentence = jnp.broadcast_to(task_ids, later.shape)
-            read = self._ask(variables, tables["pair"], plan.pair, features, sentence, slots)
-            for name, values in read.items():  # [T - interval, N, 2, A]
-                both = scoring.swap_average(
-                    scoring.normalise(values[:, :, 0]), scoring.normalise(values[:, :, 1])
+        for name, values in read.items():
+            values = values.reshape(count, rows.rows, plan.frames_per_row, -1, values.shape[-1])
+            values = rows.by_time(values)  # [T, N, 1 or both orders, A]
+            judged = scoring.normalise(values[:, :, 0])
+            if "previous" in self.heads[name].images:
+                judged = scoring.swap_average(judged, scoring.normalise(values[:, :, 1]))
+                earlier = at - interval >= start
+                judged = scoring.Distribution(
+                    jnp.where(earlier[..., None], judged.probability, jnp.nan),
+                    judged.valid & earlier,
                 )
-                both = both.replace(valid=both.valid & (later - interval >= start[interval:]))
-                answered[name] = _lead_in(both, interval)
+            answered[name] = judged
         return self._assemble(answered, (time, count))
 
     @property
@@ -386,10 +331,3 @@ def _groups(count: int, size: int) -> jax.Array:
     groups = -(-count // max(1, min(size, count)))
     each = -(-count // groups)
     return jnp.minimum(jnp.arange(groups * each), count - 1).reshape(groups, each)
-
-
-def _lead_in(answered: scoring.Distribution, steps: int) -> scoring.Distribution:
-    """Puts `steps` invalid frames in front: those that have no earlier frame to be compared
-    with."""
-    p = jnp.pad(answered.probability, ((steps, 0), (0, 0), (0, 0)), constant_values=jnp.nan)
-    return scoring.Distribution(p, jnp.pad(answered.valid, ((steps, 0), (0, 0))))

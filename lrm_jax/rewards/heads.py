@@ -157,6 +157,30 @@ def default_heads() -> tuple[Head, ...]:
     )
 
 
+def joint_heads() -> tuple[Head, ...]:
+    """The questions of `default_heads` in one wording that stands before the images.
+
+    Up to its images the prompt is the same for all heads and frames, and a picture judged by
+    progress and completion is also the first one of a comparison: the engine computes each of
+    these once for a row of frames. The key that the answer opens with tells which question is
+    meant. For models fine-tuned on this wording; one that is asked zero-shot may be better served
+    by `default_heads`.
+    """
+    question = (
+        'A robot was told: "<task>". You are shown one or two pictures from its camera. '
+        "completion_progress: how much of the task is done in the picture, one of "
+        + ", ".join(_TENTHS)
+        + '. task_completed: whether it is finished, "yes" or "no". more_complete_image: in which '
+        "of two pictures, ImageA and then ImageB, the task is closer to being finished. Reply with "
+        "JSON.\n"
+    )
+    return _reward_heads(
+        question + "<image:current>",
+        question + "<image:current>",
+        question + "<image:previous><image:current>",
+    )
+
+
 def by_name(heads: Sequence[Head]) -> dict[str, Head]:
     """The heads by name; UserError if two share one."""
     named = {h.name: h for h in heads}
