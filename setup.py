@@ -38,6 +38,7 @@ EXTRAS = {
     # libraries for GPUs that the tests do not use.
     "test": [
         "brax>=0.14.2,<0.15",  # the oracle of GAE and of action distributions
+        "dashscope>=1.20",  # brings Qwen's vocabulary
         "hypothesis>=6.100",
         "peft>=0.18",
         "pytest>=8",
