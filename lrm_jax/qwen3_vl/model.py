@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.parallel.mesh import ROW_AXES, constrain
 from lrm_jax.qwen3_vl import names
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.inputs import VisionFeatures, VisionInputs
@@ -131,7 +132,8 @@ class Qwen3VL(nn.Module):
 
         def place(images, otherwise):
             flat = images.reshape(-1, images.shape[-1]).astype(self.dtype)
-            return jnp.where(visual, jnp.take(flat, index, axis=0, mode="clip"), otherwise)
+            placed = jnp.where(visual, jnp.take(flat, index, axis=0, mode="clip"), otherwise)
+            return constrain(placed, ROW_AXES)
 
         zero = jnp.zeros((), self.dtype)
         additions = [place(features.deepstack[k], zero) for k in range(num_unrolled(self.config))]
