@@ -32,7 +32,7 @@ class MeshConfig:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             if size < 1 and size != -1:
-                raise UserError(f"mesh: {name}={size} must be a positive number, or -1 for the rest")
+                raise UserError(f"mesh: {name}={size} must be positive, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("mesh: only one axis may be -1 (the rest of the devices)")
 
@@ -45,7 +45,7 @@ class MeshConfig:
         """
         sizes: dict[str, int] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
-            name, equals, number = (p.strip() for p in part.partition("="))
+            name, _, number = (p.strip() for p in part.partition("="))
             if name not in AXES:
                 raise UserError(f"mesh: unknown axis {name!r}; {did_you_mean(name, AXES)}")
             if name in sizes:
@@ -77,7 +77,7 @@ class MeshConfig:
 
 
 def make_mesh(
-    config: MeshConfig | str = MeshConfig(),  # noqa: B008 - frozen
+    config: MeshConfig | str = MeshConfig(),
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh with axes `AXES` over all devices of all processes, or over `devices` (those of a TPU
@@ -106,8 +106,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its leading dimensions cut over these mesh axes and the others whole, while a mesh is
-    set (`with jax.set_mesh(mesh):`); otherwise `x`.
+    """`x` with its leading dimensions cut over these mesh axes and the others whole, while a mesh
+    is set (`with jax.set_mesh(mesh):`); otherwise `x`.
 
     Networks call it where the compiler would have to guess: between layers it pins activations to
     the batch, so that parameters are gathered and activations stay where they are. Axes that the
@@ -129,8 +129,8 @@ def start_processes(
 ) -> None:
     """Joins this process to the others of a run; call it before anything asks JAX for devices.
 
-    On Cloud TPU all arguments are found in the environment. Elsewhere, processes on one machine say,
-    give all three, the same `coordinator` in each.
+    On Cloud TPU all arguments are found in the environment. Elsewhere, on one machine say, give all
+    three, the same `coordinator` to each process.
 
     Args:
       coordinator: "HOST:PORT" of process 0, "127.0.0.1:12345" on one machine.
@@ -140,7 +140,7 @@ def start_processes(
     """
     given = (coordinator, count, number)
     if any(v is None for v in given) and any(v is not None for v in given):
-        raise UserError("processes: give the coordinator, the count and the number, or none of them")
+        raise UserError("processes: give coordinator, count and number, or none of them")
     if count is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit():

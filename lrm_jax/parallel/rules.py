@@ -2,8 +2,8 @@
 
 A rule is (regular expression, axes of the last dimensions). The first rule whose expression matches
 the whole path (keys joined by "/") decides. Axes are aligned to the right, so one rule serves a
-layer's kernel [in, out] and the same kernels stacked [L, in, out]. Each entry of the axes is None, a
-mesh axis, or a tuple of mesh axes. As in big_vision and openpi, rules replace annotations in the
+layer's kernel [in, out] and the same kernels stacked [L, in, out]. Each entry of the axes is None,
+a mesh axis, or a tuple of mesh axes. As in big_vision and openpi, rules replace annotations in the
 network.
 """
 
@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrm_jax.run.errors import UserError
 
-Axes = tuple[None | str | tuple[str, ...], ...]
+Axes = tuple[str | tuple[str, ...] | None, ...]
 Rule = tuple[str, Axes]
 INDIVISIBLE = ("error", "replicate")
 
@@ -51,9 +51,7 @@ class Plan:
     fallbacks: tuple[Fallback, ...]
 
 
-def plan(
-    tree: Any, rules: Sequence[Rule], mesh: Mesh, *, indivisible: str = "error"
-) -> Plan:
+def plan(tree: Any, rules: Sequence[Rule], mesh: Mesh, *, indivisible: str = "error") -> Plan:
     """The shardings of every leaf of `tree` (arrays or shapes) on `mesh`.
 
     Args:
@@ -133,7 +131,7 @@ def _axes_of(name: str, shape: tuple[int, ...], rules: Sequence[Rule]) -> Axes:
                     f"{list(shape)}"
                 )
             return (None,) * (len(shape) - len(axes)) + tuple(axes)
-    raise UserError(f"sharding: no rule matches {name} {list(shape)}; add one (\".*\" copies)")
+    raise UserError(f'sharding: no rule matches {name} {list(shape)}; add one (".*" copies)')
 
 
 def _spec(name, shape, axes, mesh, indivisible, fallbacks) -> PartitionSpec:

@@ -1,7 +1,7 @@
 """From a checkpoint's tensors straight to the shards of a leaf, without the whole leaf on the host.
 
-A decoder's stacked kernel is gigabytes (3.3 GB in Qwen3-VL-8B); a shard of it is read layer by layer,
-and only the rows and columns that the shard holds.
+A decoder's stacked kernel is gigabytes (3.3 GB in Qwen3-VL-8B); a shard of it is read layer by
+layer, and only the rows and columns that the shard holds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ Index = tuple[slice, ...]
 Read = Callable[[str, Index], np.ndarray]
 
 
-def assemble(
-    leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding, read: Read
-) -> jax.Array:
+def assemble(leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding, read: Read) -> jax.Array:
     """The leaf as a global array; this process reads the shards of its own devices, each once.
 
     Args:
@@ -35,8 +33,8 @@ def assemble(
       sharding: of the leaf [*leaf.tree_shape].
       read: (tensor's name, one slice a dimension of the file's tensor) to that part of it.
     Returns:
-      `dtype` [*leaf.tree_shape]. On the host there is never more than one shard, or one layer of one
-      shard where shards exceed `STAGING_BYTES`, besides what `read` itself needs.
+      `dtype` [*leaf.tree_shape]. On the host there is never more than one shard, or one layer of
+      one shard where shards exceed `STAGING_BYTES`, besides what `read` itself needs.
     """
     shape = leaf.tree_shape
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
