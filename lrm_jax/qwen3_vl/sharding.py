@@ -4,7 +4,8 @@ Decoder: the first product of a pair is cut over its outputs by `tensor` (whole 
 the second over its inputs, so that one sum over `tensor` ends each half of a layer; the other side
 is cut by `fsdp` and gathered where it is used. Vision tower: images are many and independent, so
 they are cut over all axes and its parameters are cut over both fsdp and tensor and gathered; its
-fused q/k/v kernel would not fall into heads. Norms, biases and the position table are small, and copied.
+fused q/k/v kernel would not fall into heads. Norms, biases and the position table are small, and
+copied.
 """
 
 from __future__ import annotations

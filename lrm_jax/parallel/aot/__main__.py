@@ -22,7 +22,7 @@ from lrm_jax.run.errors import UserError, did_you_mean
 
 # Named here and not imported: whatever imports JAX must come after the environment is set.
 PROGRAMS = ("lora_train", "score", "refine")
-ROWS_PER_CHIP = {"lora_train": 4, "score": 16}
+ROWS_PER_CHIP = {"lora_train": 8, "score": 16}
 
 _MODEL = flags.DEFINE_string("model", "qwen3-vl-8b", "qwen3-vl-2b, -4b, -8b or -32b.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of the slice.")

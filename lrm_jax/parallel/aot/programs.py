@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -140,8 +140,8 @@ def base_shapes(config: Config) -> dict[str, Any]:
     return _nested(found)
 
 
-def adapter_shapes(config: Config, rank: int, targets: tuple[str, ...] = TARGETS) -> dict[str, Any]:
-    """Shapes of factors a [.., in, rank], b [.., rank, out], float32, at the decoder's `targets`."""
+def adapter_shapes(config: Config, rank: int, targets: Sequence[str] = TARGETS) -> dict[str, Any]:
+    """Shapes of float32 factors a [.., in, rank], b [.., rank, out] at the decoder's `targets`."""
     found = {}
     for leaf in names.leaves(config):
         if leaf.path[0] == "language_model" and leaf.is_kernel and leaf.path[-2] in targets:
