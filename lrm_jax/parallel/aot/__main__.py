@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": where.accelerator_type,
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",  # it cannot read what was compiled without a device
     }
     from lrm_jax.parallel.aot import programs, report
     from lrm_jax.parallel.mesh import MeshConfig
