@@ -1,7 +1,7 @@
 """A checkpoint folder by reference: what adapters say about the base they were trained on.
 
-Adapters are megabytes and are stored by value; the base is gigabytes, does not change, and is named by
-its place and by the digest of its files.
+Adapters are megabytes and are stored by value; the base is gigabytes, does not change, and is named
+by its place and by the digest of its files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lrm_jax.run.errors import UserError
 
 
 def of(folder: str | os.PathLike) -> dict[str, Any]:
-    """{"path": str, "sha256": {file name: digest}} of a folder's config and safetensors, JSON-ready.
+    """{"path": str, "sha256": {file name: digest}} of a folder's config and safetensors, for JSON.
 
     Raises:
       UserError: no such folder, or one without weights.

@@ -1,4 +1,4 @@
-"""A Qwen3-VL of a few thousand parameters whose every dimension divides by the meshes of the tests."""
+"""A tiny Qwen3-VL whose every dimension divides by the meshes of the tests."""
 
 from __future__ import annotations
 
@@ -93,18 +93,20 @@ def rows() -> lora_step.Rows:
     )
 
 
-def loss_and_more(remat: str = "full"):
-    """(adapters, base, tables, rows) -> log-probabilities of the answers, loss, gradients of both."""
-    network = model(remat)
-    loss_of = lora_step.make_loss(network, ANSWERS, VALUES, SCALE)
+def loss(adapters, base, tables, rows):
+    """The training loss, float32 []."""
+    return lora_step.make_loss(model(), ANSWERS, VALUES, SCALE)(adapters, base, tables, rows)
 
-    def run(adapters, base, tables, rows):
-        variables = {"params": base, "lora": lora_step.with_scale(adapters, SCALE)}
-        found = lora_step.answer_log_probabilities(network, variables, tables, ANSWERS, rows)
-        loss, grads = jax.value_and_grad(loss_of, argnums=(0, 1))(adapters, base, tables, rows)
-        return found, loss, grads
 
-    return run
+def loss_and_gradients(whole: bool):
+    """The loss and its gradients for the adapters and, if `whole`, for the base."""
+    return jax.value_and_grad(loss, argnums=(0, 1) if whole else (0,))
+
+
+def answers(adapters, base, tables, rows):
+    """Log-probabilities of the answers, float32 [B, A]."""
+    variables = {"params": base, "lora": lora_step.with_scale(adapters, SCALE)}
+    return lora_step.answer_log_probabilities(model("none"), variables, tables, ANSWERS, rows)
 
 
 def relative(got, expected) -> float:
@@ -115,5 +117,3 @@ def relative(got, expected) -> float:
         assert g.shape == e.shape and np.isfinite(g).all()
         worst = max(worst, float(np.abs(g - e).max() / max(np.abs(e).max(), 1e-30)))
     return worst
-
-

@@ -70,16 +70,15 @@ def test_bfloat16_file(untied, tmp_path):
     assert hf.dtype == torch.bfloat16
 
 
-def test_leaves_are_placed_one_by_one(untied):
-    seen = {}
-
-    def place(path, array):
-        seen[path] = array.shape
-        return path
-
-    tree = weights.read_params(untied.folder, untied.ours.config, place=place)
-    assert tree["embed_tokens"] == ("embed_tokens",)
-    assert seen == {leaf.path: leaf.tree_shape for leaf in names.leaves(untied.ours.config)}
+def test_leaves_go_where_their_shardings_say(tied):
+    """On one device; tests/parallel loads shards on eight."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    homes = jax.tree.map(lambda _: here, tied.ours.params)
+    got = weights.read_params(tied.folder, tied.ours.config, shardings=homes)
+    jax.tree.map(np.testing.assert_array_equal, got, tied.ours.params)
+    del homes["visual"]["pos_embed"]
+    with pytest.raises(ValueError, match="shardings do not fit the configuration: visual/pos_embed"):
+        weights.read_params(tied.folder, tied.ours.config, shardings=homes)
 
 
 @pytest.mark.parametrize("text", [{}, {"attention_bias": True, "num_hidden_layers": 2}])

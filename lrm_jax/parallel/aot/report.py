@@ -92,7 +92,11 @@ def compiled_figures(compiled: Any, report: dict[str, Any], where: roofline.Slic
     work = roofline.Work(
         report["model_flops"], report["executed_flops"], through(arguments + outputs), received
     )
-    largest = sorted(found, key=lambda one: -one.total)[:12]
+    sources: dict[tuple[str, str], int] = {}
+    for one in found:
+        key = (one.kind, one.source)
+        sources[key] = sources.get(key, 0) + one.total
+    largest = sorted(sources.items(), key=lambda item: -item[1])[:12]
     return {
         "fits": peak <= where.chip.hbm,
         "memory": {
@@ -110,8 +114,7 @@ def compiled_figures(compiled: Any, report: dict[str, Any], where: roofline.Slic
             received / max(report["predicted_collective_bytes"]["total"], 1.0)
         ),
         "largest_collectives": [
-            {"kind": c.kind, "count": c.count, "bytes": c.total, "source": c.source}
-            for c in largest
+            {"kind": kind, "source": source, "bytes": size} for (kind, source), size in largest
         ],
         "hbm_traffic_bytes": work.hbm_bytes,
         "roofline": roofline.bound(work, where),
