@@ -1,6 +1,8 @@
 """One process of several: joins the others, takes the loss of the tiny network, prints it.
 
-python tests/parallel/one_process.py COORDINATOR COUNT NUMBER   (COUNT 1: alone); four devices in all
+    python tests/parallel/one_process.py COORDINATOR COUNT NUMBER
+
+There are four devices in all; with COUNT 1 this process has them all.
 """
 
 import os

@@ -41,7 +41,6 @@ def test_help():
         (["--json=x", "--program=train"], "lora_train"),
         (["--json=x", "--program=refine"], "not built"),
         (["--json=x", "--topology=v5e:4"], "v5e takes 2 sizes"),
-        (["--json=x", "--model=qwen3-vl-9b"], "qwen3-vl-8b"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, arguments, says):

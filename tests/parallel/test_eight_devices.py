@@ -15,7 +15,7 @@ MESHES = ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2")
 
 # Sharding changes the order in which sums are taken, and nothing else. A sum of K float32 products
 # in another order differs by about sqrt(K) units in the last place (6e-8); the longest here has
-# K = 192, and about 50 follow one another forward, twice that backward: 50 * 14 * 6e-8 = 4e-5, 8e-5.
+# K = 192, and about 50 follow one another forward, twice that backward: 50 * 14 * 6e-8 = 4e-5.
 FORWARD, BACKWARD = 4e-5, 8e-5
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from lrm_jax.parallel import hlo
 
-# A loop of the CPU's compiler, whose turns it notes, around one all-gather; an all-reduce of a tuple;
-# a permute in its two halves; one collective of one device, which moves nothing.
+# A loop of the CPU's compiler, whose turns it notes, around one all-gather; an all-reduce of a
+# tuple; a permute in its two halves; one collective of one device, which moves nothing.
 NOTED = """
 HloModule jit_f, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 
@@ -38,8 +38,8 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 """  # noqa: E501
 
 # The TPU's: a loop counter that shows as constants (0, 2, 4, 6 below 8), inside a loop of 33 turns
-# one of whose gathers is a chain of fusions, one link of it in the inner loop; a reduce-scatter as a
-# fusion.
+# one of whose gathers is a chain of fusions, one link of it in the inner loop; a reduce-scatter as
+# a fusion.
 CHAINED = """
 HloModule jit_g
 

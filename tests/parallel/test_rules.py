@@ -74,6 +74,17 @@ def test_the_optimisers_state_follows():
         rules.follow({"odd": np.empty(7)}, params, placed, mesh())
 
 
+def test_sizes_are_those_published():
+    """Parameters in billions: 2.13, 4.44, 8.77 and 33.36, which the hub's files add up to."""
+    for name, billions in (("2b", 2.13), ("4b", 4.44), ("8b", 8.77), ("32b", 33.36)):
+        shapes = programs.base_shapes(sizes.by_name(f"qwen3-vl-{name}"))
+        assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e9 == pytest.approx(
+            billions, abs=5e-3
+        )
+    with pytest.raises(UserError, match="did you mean 'qwen3-vl-8b'"):
+        sizes.by_name("qwen3-vl-9b")
+
+
 @pytest.mark.parametrize("name", sizes.SIZES)
 @pytest.mark.parametrize(("fsdp", "tensor"), [(16, 1), (8, 2), (64, 1)])
 def test_the_rules_cover_every_released_model(name, fsdp, tensor):
