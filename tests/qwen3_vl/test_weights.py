@@ -66,6 +66,10 @@ def test_bfloat16_file(untied, tmp_path):
         got = weights.read_params(tmp_path, untied.ours.config, dtype)
         chex.assert_type(jax.tree.leaves(got), jnp.dtype(dtype))
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, got), half)
+        here = jax.tree.map(lambda x: x.sharding, got)  # and slice by slice
+        again = weights.read_params(tmp_path, untied.ours.config, dtype, shardings=here)
+        chex.assert_trees_all_equal_shapes_and_dtypes(again, got)
+        jax.tree.map(np.testing.assert_array_equal, again, got)
     hf = transformers.Qwen3VLForConditionalGeneration.from_pretrained(tmp_path)
     assert hf.dtype == torch.bfloat16
 
