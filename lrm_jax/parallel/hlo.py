@@ -17,6 +17,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "c64": 64, "c128": 
 _ARRAY = re.compile(r"\b(pred|[sufc]\d+\w*|bf16)\[([\d,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s*->.*\{\s*$")
 _NAME = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+)\s+=\s+")
+_APPLIED = re.compile(r"\bto_apply=")  # of a call; other operations apply it to pairs of numbers
 _CALLED = re.compile(r"\b(?:calls|body|called_computations|branch_computations|\w+_computation)=")
 
 
@@ -188,7 +189,8 @@ def _flat(
                     yield inner, dataclasses.replace(kept, type=instruction.type)
             continue
         yield owner, instruction
-        for match in _CALLED.finditer(instruction.rest):
+        pattern = _APPLIED if instruction.operation == "call" else _CALLED
+        for match in pattern.finditer(instruction.rest):
             where = instruction.rest[match.end() :]
             listed = where[1 : where.index("}")] if where.startswith("{") else where
             names = re.findall(r"%?([\w.\-]+)", listed)

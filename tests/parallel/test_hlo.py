@@ -25,6 +25,11 @@ HloModule jit_f, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
   ROOT %lt = pred[] compare(%p.1, %p.1), direction=LT
 }
 
+%helper (h: f32[4]) -> f32[4] {
+  %h = f32[4]{0} parameter(0)
+  ROOT %swap = f32[4]{0} all-to-all(%h), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
 ENTRY %main (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
   %i = (s32[], f32[4]{0}) tuple(%a, %a)
@@ -32,6 +37,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %ar = (bf16[8,2]{1,0}, f32[4]{0}) all-reduce(%a, %a), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %cp = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%a), channel_id=3, source_target_pairs={{0,1},{1,0}}
   %cpd = f32[4]{0} collective-permute-done(%cp)
+  %called = f32[4]{0} call(%a), to_apply=%helper
   %alone = f32[4]{0} all-reduce(%a), channel_id=4, replica_groups={{0},{1}}, to_apply=%add
   ROOT %r = f32[4]{0} copy(%a)
 }
@@ -105,6 +111,7 @@ def test_turns_and_bytes_of_every_kind():
         "all-gather": {"count": 36, "bytes": 36 * 32 * 4 * 7 // 8},
         "all-reduce": {"count": 1, "bytes": 2 * (8 * 2 * 2 + 4 * 4) * 3 // 4},
         "collective-permute": {"count": 1, "bytes": 16},
+        "all-to-all": {"count": 1, "bytes": 8},
     }
     gather = next(c for c in found if c.kind == "all-gather")
     assert (gather.group, gather.source) == (8, "jit(f)/layers/dot")
