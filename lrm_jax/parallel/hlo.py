@@ -17,6 +17,9 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "c64": 64, "c128": 
 _ARRAY = re.compile(r"\b(pred|[sufc]\d+\w*|bf16)\[([\d,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s*->.*\{\s*$")
 _NAME = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+)\s+=\s+")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?\))?\s*\{([^}]*)\}"
+)
 _APPLIED = re.compile(r"\bto_apply=")  # of a call; other operations apply it to pairs of numbers
 _CALLED = re.compile(r"\b(?:calls|body|called_computations|branch_computations|\w+_computation)=")
 
@@ -244,7 +247,10 @@ def _constant(instruction: Instruction | None) -> int | None:
 def _group(rest: str, devices: int) -> int:
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return 2 if pairs[1] else 1
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?\))?\s*\{([^}]*)\}",
+        rest,
+    ):
         sizes = {k: int(v) for k, v in re.findall(r"'([\w.]+)'=(\d+)", mesh[1])}
         parts = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
@@ -252,7 +258,9 @@ def _group(rest: str, devices: int) -> int:
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return len(listed[1].split(","))
-    return devices
+    if re.search(r"replica_groups=(?!\{\})", rest):
+        raise ValueError(f"replica groups of an unknown form: {rest[:300]}")
+    return devices  # none are named: all
 
 
 def _received(kind: str, instruction: Instruction, group: int) -> int:

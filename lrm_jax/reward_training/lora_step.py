@@ -59,7 +59,8 @@ def answer_log_probabilities(
     grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, *size))
     patches = patches.astype(model.dtype)
     features = model.apply(variables, VisionInputs(patches, grid), method="encode")
-    own = jnp.arange(count * images).reshape(count, images)
+    features = features.by_row(count)
+    own = jnp.broadcast_to(jnp.arange(images), (count, images))
     reads = scoring.read_log_probabilities(model, variables, tables, features, rows.sentence, own)
     return scoring.answer_log_probabilities(reads, answers)
 

@@ -128,6 +128,36 @@ def test_chains_count_once_and_counters_are_read():
 
 
 @pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("{}", 64),
+        ("[4,16]<=[64]", 16),
+        ("[32,2]<=[2,32]T(1,0)", 2),
+        ("mesh['axis_0'=16,'axis_1'=4] {'axis_0','axis_1'}", 64),
+        ("mesh['axis_0'=16,'axis_1'=1,'axis_2'=4], device_ids=([4,16]T(1,0)) {'axis_0'}", 16),
+        ("mesh['a'=16,'b'=4], device_ids=(0,2,1,3) {'b'}", 4),
+        ("mesh['a'=16,'b'=4] {'a':(1)8}", 8),
+    ],
+)
+def test_groups(groups, size):
+    text = f"""
+ENTRY %main (a: f32[64]) -> f32[64] {{
+  ROOT %g = f32[64]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, dimensions={{0}}
+}}
+"""
+    assert hlo.collectives(text, 64)[0].group == size
+
+
+def test_groups_of_a_form_that_is_not_known():
+    text = (
+        "ENTRY %m (a: f32[4]) -> f32[4] {\n  ROOT %g = f32[4] all-gather(%a), replica_groups=<x>\n}"
+    )
+    with pytest.raises(ValueError, match="unknown form"):
+        hlo.collectives(text, 8)
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [
         ("f32[2,3]{1,0}", 24),

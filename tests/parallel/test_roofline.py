@@ -95,7 +95,7 @@ def test_bytes_between_chips_by_hand():
     factors = 36 * 64 * ((4096 + 4096) * 2 + (4096 + 1024) * 2)
     assert found["factor gradients"] == 4 * factors * 15 / 16
     assert found["tensor sums"] == 0
-    assert found["image features"] == 128 * 2 * 64 * 4096 * 2 * 4 * 15 / 16
+    assert found["image features"] == 0
     scoring = estimate.collective_bytes("score", made, config, SHAPE, mesh)
     assert scoring["decoder gathers"] == found["decoder gathers"] / 2
     assert scoring["factor gradients"] == 0
@@ -111,6 +111,7 @@ def test_copies_sum_gradients_and_tensor_sums_activations():
     assert found["tensor sums"] == 36 * 2 * 3 * 2 * (16 * 320 * 4096 * 2) / 2
     own = rules.shard_bytes(made.adapters, jax.tree.map(lambda x: x.sharding, made.adapters))
     assert found["factor gradients"] > own
+    assert found["image features"] == 128 / 8 * 2 * 64 * 4096 * 2 * 4 / 2
 
 
 @pytest.mark.parametrize(

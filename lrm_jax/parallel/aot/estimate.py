@@ -55,8 +55,9 @@ def collective_bytes(
 
     Gathers: a parameter cut n ways arrives as (n-1)/n of itself, once for each pass that uses it:
     forward, and in training once more backward (the recomputed forward shares it). Sums of factor
-    gradients: (n-1)/n of the factor scattered over fsdp, twice that over data. With tensor > 1
-    every half layer ends in a sum of the rows' activations, forward and backward.
+    gradients: (n-1)/n of the factor scattered over fsdp, twice that over data. With tensor > 1 the
+    features of the rows' images come from where those were encoded, and every half layer ends in a
+    sum of the rows' activations, forward and backward.
     """
     train = name == "lora_train"
     text = config.text_config
@@ -90,10 +91,10 @@ def collective_bytes(
     _, height, width = grid_of(config, shape.side, shape.side)
     merged = height * width // config.vision_config.merge_unit
     levels = 1 + config.num_deepstack
-    features = shape.rows * shape.images * merged * text.hidden_size * 2 * levels
-    found["image features"] = features * (1 - 1 / mesh.size)
     tensor = mesh.shape["tensor"]
     here = shape.rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    features = here * shape.images * merged * text.hidden_size * 2 * levels
+    found["image features"] = features * (tensor - 1) / tensor
     activation = here * shape.tokens * text.hidden_size * 2
     sums = 2 * text.num_hidden_layers * (3 if train else 1)
     found["tensor sums"] = sums * 2 * activation * (tensor - 1) / tensor
