@@ -247,10 +247,7 @@ def _constant(instruction: Instruction | None) -> int | None:
 def _group(rest: str, devices: int) -> int:
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return 2 if pairs[1] else 1
-    if mesh := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?\))?\s*\{([^}]*)\}",
-        rest,
-    ):
+    if mesh := _MESH_GROUPS.search(rest):
         sizes = {k: int(v) for k, v in re.findall(r"'([\w.]+)'=(\d+)", mesh[1])}
         parts = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
