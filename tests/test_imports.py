@@ -18,11 +18,14 @@ ROAD = (
 )  # fmt: skip
 # Modules directly under lrm_jax/ that are started by users, not imported; they see everything.
 DOORS = ("train", "score", "evaluate", "doctor")
+# A door inside a part: the modules at or below this name see everything, like the doors above.
+INNER_DOORS = ("parallel.aot",)
 # Files only, importable from everywhere; imports nothing.
 DATA = ("assets",)
 # Stricter than the order: what a part may import at most.
 ONLY = {
     "run": (),
+    "parallel": ("run",),
     "lora": ("run", "parallel"),
     "qwen3_vl": ("run", "parallel", "lora"),
     "episodes": ("run",),
@@ -95,14 +98,16 @@ def violations(package: Path) -> list[str]:
             target = name.split(".")
             if target[0] != "lrm_jax" or len(target) < 2 or target[1].startswith("__"):
                 continue
-            problem = _problem(part, ".".join(parts[1:]), target[1])
+            problem = _problem(part, ".".join(parts[1:]), target[1], ".".join(target[1:]))
             if problem:
                 found.append(f"{path.relative_to(package.parent)}:{line}: {name}: {problem}")
     return found
 
 
-def _problem(part: str, module: str, target: str) -> str | None:
-    if part in DOORS:
+def _problem(part: str, module: str, target: str, name: str) -> str | None:
+    if _inside(name, INNER_DOORS) and not _inside(module, INNER_DOORS):
+        return f"{name} is a door"
+    if part in DOORS or _inside(module, INNER_DOORS):
         return f"{target} is a door" if target in DOORS else None
     if part not in (*ROAD, *DATA):
         return f"{part} has no place on the road: add it to ROAD or DOORS"
@@ -116,6 +121,10 @@ def _problem(part: str, module: str, target: str) -> str | None:
     if part in DATA or ROAD.index(target) > ROAD.index(part):
         return f"{part} stands before {target}"
     return None
+
+
+def _inside(module: str, doors: tuple[str, ...]) -> bool:
+    return any(module == door or module.startswith(f"{door}.") for door in doors)
 
 
 def test_the_package_keeps_the_direction():
@@ -158,6 +167,12 @@ def test_every_folder_is_a_package():
         ("rewards/a.py", "from lrm_jax.assets import folder", False),
         ("assets/__init__.py", "from lrm_jax import rewards", True),
         ("new_part/a.py", "from lrm_jax import run", True),
+        ("parallel/aot/a.py", "from lrm_jax import rewards", False),
+        ("parallel/aot/__init__.py", "from lrm_jax import rewards", False),
+        ("parallel/aot/a.py", "from lrm_jax import train", True),
+        ("parallel/mesh.py", "from lrm_jax import qwen3_vl", True),
+        ("parallel/a.py", "from lrm_jax.parallel.aot import programs", True),
+        ("lora/a.py", "from lrm_jax.parallel.aot import programs", True),
         ("score.py", "from lrm_jax import report", False),
         ("score.py", "from lrm_jax import train", True),
         ("__init__.py", "from lrm_jax import rl", False),

@@ -54,6 +54,16 @@ class VisionFeatures:
     embeds: Array
     deepstack: Array
 
+    def by_row(self, rows: int) -> VisionFeatures:
+        """Each row's own images apart: embeds [rows, N / rows, M, D], DeepStack likewise.
+
+        Where rows are cut over devices, features then stay where they were made; images that rows
+        share are gathered by every device, all of them.
+        """
+        apart = (rows, -1, *self.embeds.shape[1:])
+        levels = (len(self.deepstack), *apart)
+        return VisionFeatures(self.embeds.reshape(apart), self.deepstack.reshape(levels))
+
 
 def _vision(config: Config | VisionConfig) -> VisionConfig:
     return config.vision_config if isinstance(config, Config) else config

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.parallel.mesh import ROW_AXES, constrain
 from lrm_jax.qwen3_vl import names
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.inputs import VisionFeatures, VisionInputs
@@ -76,7 +77,8 @@ class Qwen3VL(nn.Module):
             mask, bool [B, S, S], which place (first) may look where (second). States of padding
             are undefined, but finite.
           visual_index: int32 [B, S]; -1 for text, n*M + m for token m of image n.
-          features: encoded images, or None for text only (a program of its own).
+          features: encoded images that all rows share, or each row's own (`VisionFeatures.by_row`;
+            n then counts within the row), or None for text only (a program of its own).
           adapter_ids: int32 [B], adapter of each row where LoRA adapters are stacked (-1: none).
 
         Returns:
@@ -130,8 +132,14 @@ class Qwen3VL(nn.Module):
         index = jnp.maximum(visual_index, 0)
 
         def place(images, otherwise):
-            flat = images.reshape(-1, images.shape[-1]).astype(self.dtype)
-            return jnp.where(visual, jnp.take(flat, index, axis=0, mode="clip"), otherwise)
+            images = images.astype(self.dtype)
+            if images.ndim == 4:  # each row's own: nothing moves between devices
+                flat = constrain(images.reshape(len(tokens), -1, images.shape[-1]), ROW_AXES)
+                found = jnp.take_along_axis(flat, index[..., None], axis=1, mode="clip")
+            else:
+                flat = images.reshape(-1, images.shape[-1])
+                found = jnp.take(flat, index, axis=0, mode="clip")
+            return constrain(jnp.where(visual, found, otherwise), ROW_AXES)
 
         zero = jnp.zeros((), self.dtype)
         additions = [place(features.deepstack[k], zero) for k in range(num_unrolled(self.config))]

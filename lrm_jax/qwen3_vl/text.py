@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.parallel.mesh import ROW_AXES, constrain
 from lrm_jax.qwen3_vl import rope
 from lrm_jax.qwen3_vl.attention import dot_product_attention
 from lrm_jax.qwen3_vl.config import Config, TextConfig
@@ -109,6 +110,7 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, cache, rotation, mask, start, adapter_ids):
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = constrain(x, ROW_AXES)
         y = RMSNorm(c.rms_norm_eps, name="input_layernorm", **kinds)(x)
         attention = TextAttention(c, name="self_attn", **kinds)
         y, cache = attention(y, cache, rotation, mask, start, adapter_ids)

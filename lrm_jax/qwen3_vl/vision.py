@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.parallel.mesh import AXES, constrain
 from lrm_jax.qwen3_vl import rope
 from lrm_jax.qwen3_vl.attention import dot_product_attention
 from lrm_jax.qwen3_vl.config import VisionConfig
@@ -56,6 +57,7 @@ class VisionBlock(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, mask, adapter_ids):
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = constrain(x, AXES)
         y = LayerNorm(name="norm1", **kinds)(x)
         x = x + VisionAttention(self.config, name="attn", **kinds)(y, rotation, mask, adapter_ids)
         y = LayerNorm(name="norm2", **kinds)(x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lrm_jax.qwen3_vl import names
+from lrm_jax.qwen3_vl import names, shards
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -55,29 +54,30 @@ def read_params(
     folder: str | os.PathLike,
     config: Config,
     dtype: str = "float32",
-    place: Callable[[tuple[str, ...], np.ndarray], Any] | None = None,
+    shardings: Any = None,
 ) -> dict[str, Any]:
     """The parameter tree of a checkpoint folder.
 
     Names, shapes and types are all checked before anything is read; from then on one leaf at a time
-    is in host memory.
+    is in host memory, and with `shardings` one shard of it or less.
 
     Args:
       folder: holds `model.safetensors`, or shards and `model.safetensors.index.json`.
       config: from `read_config`.
       dtype: "float32" or "bfloat16", of every leaf.
-      place: puts a finished leaf (its path, the array) where it belongs, on sharded devices say;
-        None for the default device.
+      shardings: a tree of shardings, one a leaf (`lrm_jax.parallel.rules.plan`); every device gets
+        its shards straight from the file. None for whole leaves on the default device.
 
     Raises:
+      ValueError: `shardings` is not a tree of this configuration.
       UserError: an unreadable or truncated file; a missing, unexpected or misshapen tensor, by name
         and file.
     """
     if str(dtype) not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported; {did_you_mean(str(dtype), DTYPES)}")
     kind = DTYPES[str(dtype)]
-    place = place or (lambda path, array: jnp.asarray(array))
     wanted = names.leaves(config)
+    homes = None if shardings is None else _homes(shardings, wanted)
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(Path(folder), stack)
         shapes = {name: leaf.shape for leaf in wanted for name in leaf.names}
@@ -85,21 +85,35 @@ def read_params(
         tensors.check(shapes, extra)
         if extra and names.HEAD in tensors.where:
             # A tied checkpoint may repeat the table as its head, but not contradict it.
-            if not np.array_equal(tensors.read(names.HEAD), tensors.read(names.EMBEDDINGS)):
+            if not tensors.equal(names.HEAD, names.EMBEDDINGS):
                 raise UserError(
                     f"{tensors.where[names.HEAD]}: {names.HEAD} differs from {names.EMBEDDINGS}, "
                     "which config.json ties to it; set tie_word_embeddings to false"
                 )
         tree: dict[str, Any] = {}
         for leaf in wanted:
-            array = np.empty(leaf.tree_shape, kind)
-            for i, name in enumerate(leaf.names):
-                array[i if leaf.stacked else ...] = leaf.from_file(tensors.read(name))
             node = tree
             for key in leaf.path[:-1]:
                 node = node.setdefault(key, {})
-            node[leaf.path[-1]] = place(leaf.path, array)
+            if homes is not None:
+                home = homes[leaf.path]
+                node[leaf.path[-1]] = shards.assemble(leaf, kind, home, tensors.read_part)
+                continue
+            array = np.empty(leaf.tree_shape, kind)
+            for i, name in enumerate(leaf.names):
+                array[i if leaf.stacked else ...] = leaf.from_file(tensors.read(name))
+            node[leaf.path[-1]] = jnp.asarray(array)
     return tree
+
+
+def _homes(shardings: Any, wanted: list[names.Leaf]) -> dict[tuple[str, ...], Any]:
+    homes = {
+        tuple(str(key.key) for key in path): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+    if differing := sorted(homes.keys() ^ {leaf.path for leaf in wanted}):
+        raise ValueError(f"shardings do not fit the configuration: {'/'.join(differing[0])}")
+    return homes
 
 
 def save_pretrained(folder: str | os.PathLike, config: Config, params: dict[str, Any]) -> None:
@@ -115,33 +129,33 @@ def save_pretrained(folder: str | os.PathLike, config: Config, params: dict[str,
     folder = Path(folder)
     wanted = names.leaves(config)
     arrays = _matching(params, wanted)
-    shards: list[list[tuple[names.Leaf, int]]] = [[]]
+    files: list[list[tuple[names.Leaf, int]]] = [[]]
     used = total = 0
     for leaf in wanted:
         array = arrays[leaf.path]
         size = array.size // len(leaf.names) * array.dtype.itemsize
         for i in range(len(leaf.names)):
             if used and used + size > SHARD_BYTES:
-                shards.append([])
+                files.append([])
                 used = 0
-            shards[-1].append((leaf, i))
+            files[-1].append((leaf, i))
             used, total = used + size, total + size
 
     with atomic.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         weight_map = {}
-        for number, shard in enumerate(shards):
-            name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-            name = name if len(shards) > 1 else _SINGLE
+        for number, content in enumerate(files):
+            name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+            name = name if len(files) > 1 else _SINGLE
             tensors = {}
-            for leaf, i in shard:
+            for leaf, i in content:
                 array = arrays[leaf.path]
                 tensors[leaf.names[i]] = leaf.to_file(
                     np.asarray(array[i] if leaf.stacked else array)
                 )
             _write_safetensors(folder / name, tensors)
             weight_map |= dict.fromkeys(tensors, name)
-        if len(shards) > 1:
+        if len(files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             atomic.write_json(folder / _INDEX, index)
             (folder / _SINGLE).unlink(missing_ok=True)
@@ -242,6 +256,19 @@ class _Tensors:
         path = self.where[name]
         with _reading(path):
             return self._open[path].get_tensor(name)
+
+    def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        path = self.where[name]
+        with _reading(path):
+            return self._open[path].get_slice(name)[index]
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two matrices of one shape are equal, compared some rows at a time."""
+        rows = self._open[self.where[one]].get_slice(one).get_shape()[0]
+        parts = (slice(at, min(at + 8192, rows)) for at in range(0, rows, 8192))
+        return all(
+            np.array_equal(self.read_part(one, (p,)), self.read_part(other, (p,))) for p in parts
+        )
 
 
 @contextlib.contextmanager

@@ -55,14 +55,14 @@ def read_log_probabilities(
     Args:
       model: the network. variables: {"params": ...} and "lora" where there are adapters.
       tables: of the layout, S sentences, N tokens, R reads.
-      features: of F encoded images.
+      features: of F encoded images, or each row's own (`VisionFeatures.by_row`).
       sentence: int32 [B], which sentence each row is about.
-      frames: int32 [B, slots], which of the F images stands in each slot.
+      frames: int32 [B, slots], which of the F images (or of its row's) stands in each slot.
       adapter_ids: int32 [B] where adapters are stacked.
     Returns:
       float32 [B, R, V].
     """
-    per_image = features.embeds.shape[1]
+    per_image = features.embeds.shape[-2]
     slot, offset = jnp.asarray(tables.slot), jnp.asarray(tables.offset)
     visual = jnp.where(
         slot >= 0, jnp.take(frames, jnp.maximum(slot, 0), axis=1) * per_image + offset, -1

@@ -66,20 +66,23 @@ def test_bfloat16_file(untied, tmp_path):
         got = weights.read_params(tmp_path, untied.ours.config, dtype)
         chex.assert_type(jax.tree.leaves(got), jnp.dtype(dtype))
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, got), half)
+        here = jax.tree.map(lambda x: x.sharding, got)  # and slice by slice
+        again = weights.read_params(tmp_path, untied.ours.config, dtype, shardings=here)
+        chex.assert_trees_all_equal_shapes_and_dtypes(again, got)
+        jax.tree.map(np.testing.assert_array_equal, again, got)
     hf = transformers.Qwen3VLForConditionalGeneration.from_pretrained(tmp_path)
     assert hf.dtype == torch.bfloat16
 
 
-def test_leaves_are_placed_one_by_one(untied):
-    seen = {}
-
-    def place(path, array):
-        seen[path] = array.shape
-        return path
-
-    tree = weights.read_params(untied.folder, untied.ours.config, place=place)
-    assert tree["embed_tokens"] == ("embed_tokens",)
-    assert seen == {leaf.path: leaf.tree_shape for leaf in names.leaves(untied.ours.config)}
+def test_leaves_go_where_their_shardings_say(tied):
+    """On one device; tests/parallel loads shards on eight."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    homes = jax.tree.map(lambda _: here, tied.ours.params)
+    got = weights.read_params(tied.folder, tied.ours.config, shardings=homes)
+    jax.tree.map(np.testing.assert_array_equal, got, tied.ours.params)
+    del homes["visual"]["pos_embed"]
+    with pytest.raises(ValueError, match="do not fit the configuration: visual/pos_embed"):
+        weights.read_params(tied.folder, tied.ours.config, shardings=homes)
 
 
 @pytest.mark.parametrize("text", [{}, {"attention_bias": True, "num_hidden_layers": 2}])

@@ -1,0 +1,141 @@
+"""Hand calculation for the programs: FLOPs, bytes through HBM, bytes between chips.
+
+The compiler's own FLOP count takes a loop's body once, so FLOPs come from the configuration. The
+bytes between chips follow from the sharding rules alone; beside what the compiled program shows
+they tell whether the compiler did what the rules intend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lrm_jax.parallel.aot.programs import READS, TARGETS, Program, Shape
+from lrm_jax.parallel.rules import path_name
+from lrm_jax.qwen3_vl import Config, grid_of, names
+from lrm_jax.rewards import cost
+
+
+def flops(name: str, config: Config, shape: Shape, rank: int, remat: str) -> tuple[float, float]:
+    """(FLOPs the model calls for, FLOPs that run) of one step over all rows.
+
+    A base that is frozen takes no gradient: backward through the decoder costs one forward more for
+    the activations, attention twice its forward; the vision tower runs forward only. Full
+    rematerialisation runs the decoder's layers once more.
+    """
+    _, height, width = grid_of(config, shape.side, shape.side)
+    images = float(shape.rows * shape.images * cost.image_flops(config, height * width))
+    text = config.text_config
+    forward = float(shape.rows * cost.row_flops(config, shape.tokens, READS))
+    logits = 2.0 * shape.rows * READS * text.hidden_size * text.vocab_size
+    attention = 4.0 * shape.rows * shape.tokens**2
+    attention *= text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    widths = sum(
+        sum(leaf.tree_shape[-2:]) * len(leaf.names)
+        for leaf in names.leaves(config)
+        if leaf.path[0] == "language_model" and leaf.is_kernel and leaf.path[-2] in TARGETS
+    )
+    factors = 2.0 * shape.rows * shape.tokens * rank * widths
+    if name == "score":
+        total = images + forward + factors
+        return total, total
+    model = images + 2 * forward + attention + 3 * factors
+    again = {"none": 0.0, "dots": attention, "full": forward - logits + factors}[remat]
+    return model, model + again
+
+
+def collective_bytes(
+    name: str, program: Program, config: Config, shape: Shape, mesh: Mesh
+) -> dict[str, float]:
+    """Bytes that one chip receives in one step, by what they are.
+
+    Gathers: a parameter cut n ways arrives as (n-1)/n of itself, once for each pass that uses it:
+    forward, and in training once more backward (the recomputed forward shares it). Sums of factor
+    gradients: (n-1)/n of the factor scattered over fsdp, twice that over data. With tensor > 1 the
+    features of the rows' images come from where those were encoded, and every half layer ends in a
+    sum of the rows' activations, forward and backward.
+    """
+    train = name == "lora_train"
+    text = config.text_config
+    found = dict.fromkeys(
+        (
+            "decoder gathers",
+            "vision gathers",
+            "output layer gathers",
+            "factor gathers",
+            "factor gradients",
+            "image features",
+            "tensor sums",
+        ),
+        0.0,
+    )
+    for path, leaf in _leaves(program.base):
+        if path.startswith("visual/"):
+            found["vision gathers"] += _gathered(leaf, mesh, ("fsdp", "tensor"))
+        elif path.startswith("language_model/"):
+            found["decoder gathers"] += _gathered(leaf, mesh, ("fsdp",)) * (2 if train else 1)
+        elif path.startswith("lm_head/"):
+            found["output layer gathers"] += _gathered(leaf, mesh, ("fsdp",))
+        elif config.tie_word_embeddings:
+            found["output layer gathers"] += _gathered(leaf, mesh, ("fsdp",))
+    for _, leaf in _leaves(program.adapters):
+        gathered = _gathered(leaf, mesh, ("fsdp",))
+        found["factor gathers"] += gathered * (2 if train else 1)
+        if train:
+            copies = mesh.shape["data"]
+            found["factor gradients"] += gathered + 2 * _own(leaf) * (copies - 1) / copies
+    _, height, width = grid_of(config, shape.side, shape.side)
+    merged = height * width // config.vision_config.merge_unit
+    levels = 1 + config.num_deepstack
+    tensor = mesh.shape["tensor"]
+    here = shape.rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    features = here * shape.images * merged * text.hidden_size * 2 * levels
+    found["image features"] = features * (tensor - 1) / tensor
+    activation = here * shape.tokens * text.hidden_size * 2
+    sums = 2 * text.num_hidden_layers * (3 if train else 1)
+    found["tensor sums"] = sums * 2 * activation * (tensor - 1) / tensor
+    return found
+
+
+def hbm_bytes(
+    name: str, program: Program, config: Config, shape: Shape, mesh: Mesh, held: float
+) -> float:
+    """Bytes through one chip's HBM, at least: `held` (arguments and results) once, every gathered
+    parameter written and read in each pass, each layer's saved input written and read."""
+    train = name == "lora_train"
+    whole = sum(
+        _whole(leaf, mesh) * (2 if train and not path.startswith("visual/") else 1)
+        for path, leaf in _leaves(program.base)
+        if path != "embed_tokens"
+    )
+    here = shape.rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    text = config.text_config
+    saved = here * shape.tokens * text.hidden_size * 2 * text.num_hidden_layers if train else 0
+    return float(held + 2 * whole + 2 * saved)
+
+
+def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _own(leaf: Any) -> float:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _axes(leaf: Any) -> set[str]:
+    return {a for e in leaf.sharding.spec if e for a in ((e,) if isinstance(e, str) else e)}
+
+
+def _gathered(leaf: Any, mesh: Mesh, over: tuple[str, ...]) -> float:
+    """Bytes that arrive when a shard of the leaf becomes whole along the mesh axes `over`."""
+    parts = math.prod(mesh.shape[a] for a in over if a in _axes(leaf))
+    return _own(leaf) * (parts - 1)
+
+
+def _whole(leaf: Any, mesh: Mesh) -> float:
+    over = ("fsdp", "tensor") if leaf.sharding.spec[-2:-1] == (("fsdp", "tensor"),) else ("fsdp",)
+    return _own(leaf) + _gathered(leaf, mesh, over)
