@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 _platform.configure()  # before anything imports jax: XLA reads its flags once
 
 _MODULES = (
-    "benchmarks", "envs", "episodes", "evaluation", "jobs", "labels", "lora", "policies", "qwen3_vl",
-    "render", "report", "reward_training", "rewards", "rl", "run",
+    "benchmarks", "envs", "episodes", "evaluation", "jobs", "labels", "lora", "policies",
+    "qwen3_vl", "render", "report", "reward_training", "rewards", "rl", "run",
 )  # fmt: skip
 _OBJECTS = {
     "load_reward_model": "lrm_jax.rewards",

@@ -171,7 +171,9 @@ class LoraConfig:
             raise UserError(
                 f"{where}: {name} = {value!r} is not supported; merge the adapter with PEFT"
             )
-        given = {ours: raw[theirs] for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
+        given = {
+            ours: raw[theirs] for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None
+        }
         try:
             return cls(**given)
         except UserError as error:

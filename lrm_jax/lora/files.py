@@ -85,9 +85,17 @@ def load_peft(
         if config.dropout:
             rate = np.full(site.tree_shapes()["scale"], config.dropout, np.float32)
             put(factors, (*site.path, "dropout"), jnp.asarray(rate))
-    for name in replaced(config, leaves, names.of_file):
+    wanted = replaced(config, leaves, names.of_file)
+    for name in wanted:
         if name not in whole:
             raise UserError(f"{path}: no {names.of_file(name)}, which modules_to_save calls for")
+    if params is not None:
+        # PEFT saves the base's output layer too where the adapter reaches it: no replacement.
+        for name, (leaf, i) in _tensors_of(leaves).items():
+            if name in whole and name not in wanted:
+                base = np.asarray(get(params, leaf.path))[i if leaf.stacked else ...]
+                if np.array_equal(leaf.from_file(whole[name]).astype(base.dtype), base):
+                    del whole[name]
     replacements = _replacements(path, leaves, whole, params)
     return {"lora": factors, "params": replacements} if replacements else {"lora": factors}
 
@@ -160,7 +168,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             tensors = {}
-            for key in file.keys():  # noqa: SIM118 - not a dict
+            for key in file.keys():
                 kind = file.get_slice(key).get_dtype()
                 if kind not in _DTYPES:
                     raise UserError(f"{path}: {key} is {kind}; only {', '.join(_DTYPES)} are read")
@@ -239,6 +247,10 @@ def _factors(path, site: Site, pairs, names) -> dict[str, np.ndarray]:
             else:
                 out["b"][at][:rank] = matrix
     return out
+
+
+def _tensors_of(leaves: Sequence[Leaf]) -> dict[str, tuple[Leaf, int]]:
+    return {name: (leaf, i) for leaf in leaves for i, name in enumerate(leaf.names)}
 
 
 def _replacements(path, leaves, whole: dict[str, np.ndarray], params) -> Tree:

@@ -52,7 +52,8 @@ def whole(key: str, spelling: Spelling, known: Collection[str]) -> tuple[str, in
     Wrapped modules appear as "visual.modules_to_save.default.merger.norm.weight", also nested, or
     without their wrapper's name. None: no weight of the checkpoint.
     """
-    name = key.removeprefix(PREFIX)
+    # Where an adapted output layer is saved with the adapter, its own weight is called base_layer.
+    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
     depth = len(_WRAPPER.findall(name))
     # Behind the wrapper's name the adapter's own ("default") may stand or have been taken out.
     for pattern in (r"\.modules_to_save\.[^.]+\.", r"\.modules_to_save\."):

@@ -79,7 +79,8 @@ def read_log_probabilities(
         method="hidden",
     )
     states = jnp.take(states, jnp.asarray(tables.reads), axis=1)
-    return jax.nn.log_softmax(model.apply(variables, states, method="logits"), axis=-1)
+    logits = model.apply(variables, states, adapter_ids, method="logits")
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def answer_log_probabilities(reads: jax.Array, table: AnswerTable) -> jax.Array:
@@ -109,6 +110,13 @@ def swap_average(first: Distribution, second: Distribution) -> Distribution:
     older = (first.probability[..., 0] + second.probability[..., 1]) / 2
     both = jnp.stack([older, newer], -1)
     return Distribution(jnp.where(valid[..., None], both, jnp.nan), valid)
+
+
+def lead_in(answered: Distribution, steps: int) -> Distribution:
+    """Puts `steps` invalid frames in front: those that have no earlier frame to be compared
+    with."""
+    p = jnp.pad(answered.probability, ((steps, 0), (0, 0), (0, 0)), constant_values=jnp.nan)
+    return Distribution(p, jnp.pad(answered.valid, ((steps, 0), (0, 0))))
 
 
 def answer_arrays(tables: tuple[AnswerTable, ...]) -> AnswerTable:
