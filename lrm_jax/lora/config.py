@@ -226,5 +226,5 @@ def _names(value: Any, field: str, expression: bool = False) -> tuple[str, ...] 
 def no_match(field: str, wanted: tuple[str, ...] | str, modules: list[str]) -> UserError:
     """The error for names that no module of the model has."""
     wanted = wanted if isinstance(wanted, str) else ", ".join(wanted)
-    ends = sorted({m.rpartition(".")[2] for m in modules})
-    return UserError(f"{field}: the model has no module {wanted!r}; {did_you_mean(wanted, ends)}")
+    parts = sorted({p for m in modules for p in m.split(".") if not p.isdigit()})
+    return UserError(f"{field}: the model has no module {wanted!r}; {did_you_mean(wanted, parts)}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def load_peft(
         if config.dropout:
             rate = np.full(site.tree_shapes()["scale"], config.dropout, np.float32)
             put(factors, (*site.path, "dropout"), jnp.asarray(rate))
-    wanted = replaced(config, leaves, names.of_file)
+    with _blaming(folder / CONFIG):
+        wanted = replaced(config, leaves, names.of_file)
     for name in wanted:
         if name not in whole:
             raise UserError(f"{path}: no {names.of_file(name)}, which modules_to_save calls for")
@@ -181,6 +183,15 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Names the file in errors about what stands in it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def _sort(path, tensors, leaves, names):
     """The tensors as factors {module: {"a", "b"}} and whole weights {name: tensor}, ours names."""
     known = {name for leaf in leaves for name in leaf.names}
@@ -215,10 +226,8 @@ def _sort(path, tensors, leaves, names):
 
 def _places(path, config, leaves, names, pairs) -> list[Site]:
     """The sites of the configuration, which are those that the file has factors for."""
-    try:
+    with _blaming(path.parent / CONFIG):
         places = sites(config, leaves, names.of_file)
-    except UserError as error:
-        raise UserError(f"{path.parent / CONFIG}: {error}") from None
     wanted = {m for s in places for m, r in zip(s.modules, s.ranks, strict=True) if r}
     for module in sorted(wanted - pairs.keys()):
         raise UserError(f"{path}: no factors for {names.of_file(module)}, a target of {CONFIG}")

@@ -41,7 +41,9 @@ ADAPTERS = {
         r=2,
         lora_alpha=5,
         target_modules=r".*language_model\..*\.(q_proj|up_proj|down_proj)",
-        rank_pattern={r"layers\.0\.self_attn\.q_proj": 5, r"layers\.[23]\.mlp\.up_proj": 1, "q_proj": 3},
+        rank_pattern={
+            r"layers\.0\.self_attn\.q_proj": 5, r"layers\.[03]\.mlp\.up_proj": 1, "q_proj": 3,
+        },
         alpha_pattern={r"layers\.3\..*": 7, "down_proj": 1},
     ),
     "convolution_and_head": dict(
@@ -51,7 +53,9 @@ ADAPTERS = {
     "some_layers": dict(
         r=2, lora_alpha=2, target_modules=["v_proj", "qkv"], layers_to_transform=[1, 2],
     ),
-    "tower": dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], modules_to_save=["visual"]),
+    "tower": dict(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], modules_to_save=["visual"],
+    ),
     "merger": dict(r=2, lora_alpha=4, target_modules=["o_proj", "qkv"], modules_to_save=["merger"]),
 }  # fmt: skip
 
@@ -73,9 +77,9 @@ def wrapped(pair: Pair, seed: int = 0, **settings) -> peft.PeftModel:
     return model.eval()
 
 
-def loaded(pair: Pair, folder) -> peft.PeftModel:
+def loaded(pair: Pair, folder, **settings) -> peft.PeftModel:
     """What PEFT makes of an adapter folder."""
-    return peft.PeftModel.from_pretrained(copy.deepcopy(pair.hf), folder).eval()
+    return peft.PeftModel.from_pretrained(copy.deepcopy(pair.hf), folder, **settings).eval()
 
 
 def torch_logits(model, batch=BATCH) -> np.ndarray:

@@ -43,7 +43,9 @@ def test_rows_of_one_batch_have_their_own_adapters(ours, trained):
 
 
 def test_only_towers_in_use_are_encoded(ours):
-    assert [tower is not None for tower in ours.towers] == [n in ("tower", "merger") for n in ADAPTERS]
+    assert [tower is not None for tower in ours.towers] == [
+        n in ("tower", "merger") for n in ADAPTERS
+    ]
     batch = pack(ours.config, BATCH)
     ids = np.array([ours.adapters.index("tower")] * 2, np.int32)
     assert len(ours._towers(batch, ids).trees) == 1
