@@ -211,9 +211,8 @@ def _sort(path, tensors, leaves, names):
             if found[0] not in whole or whole[found[0]][0] < found[1]:
                 whole[found[0]] = (found[1], value)
             continue
-        raise UserError(
-            f"{path}: {key} has no place in this model; {did_you_mean(key, sorted(known))}"
-        )
+        near = did_you_mean(names.of_checkpoint(key.removeprefix(spell.PREFIX)), known | modules)
+        raise UserError(f"{path}: {key} has no place in this model; {near}")
     for module, pair in pairs.items():
         for name, other in (("a", "b"), ("b", "a")):
             if name not in pair:

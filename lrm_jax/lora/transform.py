@@ -170,10 +170,18 @@ def _added(params: Tree, lora: Tree, sign: float) -> Tree:
         kernel = get(params, (*path, "kernel"))
         if kernel is None:
             raise ValueError(f"the parameters have no kernel at {'/'.join(path)}")
-        scale = sign * jnp.asarray(pair.get("scale", 1.0), jnp.float32)[..., None, None]
-        delta = scale * jnp.matmul(pair["a"], pair["b"], precision=jax.lax.Precision.HIGHEST)
-        put(out, (*path, "kernel"), (kernel.astype(jnp.float32) + delta).astype(kernel.dtype))
+        scale = sign * jnp.broadcast_to(jnp.float32(pair.get("scale", 1.0)), kernel.shape[:-2])
+        put(out, (*path, "kernel"), _sum(kernel, pair["a"], pair["b"], scale))
     return out
+
+
+@jax.jit
+def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """W + scale a b; of a stack one layer at a time, whose float32 copy is all that is needed."""
+    if kernel.ndim > 2:
+        return jax.lax.map(lambda parts: _sum(*parts), (kernel, a, b, scale))
+    delta = scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
 
 def _part(tree: Tree, like: Tree) -> Tree:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lrm_jax import lora
 from lrm_jax.qwen3_vl import names
@@ -86,4 +85,4 @@ def read_adapters(
         lora.overlaid(params["visual"], a["params"]["visual"]) if "params" in a else None
         for a in adapters
     )
-    return jax.tree.map(jnp.asarray, lora.stack(adapters)), towers
+    return lora.stack(adapters), towers

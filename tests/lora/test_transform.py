@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrm_jax import lora, qwen3_vl
@@ -117,6 +117,7 @@ def some_adapters(draw):
     return made
 
 
+@settings(max_examples=25)
 @given(some_adapters())
 def test_a_stack_holds_every_adapter(adapters):
     stacked = dict(factors_of(lora.stack(adapters)))
@@ -142,7 +143,7 @@ def test_nothing_to_stack():
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    "change, message",
     [
         (dict(targets=("q_porj",)), "targets.*q_porj.*did you mean 'q_proj'"),
         (dict(targets="model.nothing"), "targets"),
@@ -150,9 +151,9 @@ def test_nothing_to_stack():
         (dict(modules_to_save=("layers.3.mlp",)), "only some layers"),
     ],
 )
-def test_names_that_the_model_lacks(base, leaves, settings, message):
+def test_names_that_the_model_lacks(base, leaves, change, message):
     with pytest.raises(UserError, match=message):
-        fresh(base, leaves, **{"rank": 2, "alpha": 2, "targets": ("q_proj",)} | settings)
+        fresh(base, leaves, **{"rank": 2, "alpha": 2, "targets": ("q_proj",)} | change)
 
 
 def test_save_rejects_a_tree_of_another_configuration(base, leaves, tmp_path):

@@ -31,12 +31,6 @@ CONFIGS = {
 }
 
 
-def noisy(tree, scale, seed):
-    """The tree with noise on every leaf."""
-    keys = iter(jax.random.split(jax.random.key(seed), 200))
-    return jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), tree)
-
-
 @pytest.fixture(scope="module")
 def made(tiny, tokenizer, tmp_path_factory):
     """(the base's folder, adapter folders by head, the same adapters as trees)."""
@@ -47,13 +41,25 @@ def made(tiny, tokenizer, tmp_path_factory):
     leaves, trees = qwen3_vl.leaves(network.config), {}
     for seed, (head, config) in enumerate(CONFIGS.items()):
         tree = lora.init(jax.random.key(seed), params, config, leaves)
+        rng = np.random.default_rng(seed)
         for _, pair in factors_of(tree["lora"]):
-            pair["b"] = 0.3 * jax.random.normal(jax.random.key(seed), pair["b"].shape)
+            pair["b"] = np.float32(rng.normal(0, 0.3, pair["b"].shape))
         if "params" in tree:
-            tree["params"] = noisy(tree["params"], 0.1, seed)
+            tree["params"] = jax.tree.map(
+                lambda x, rng=rng: np.float32(x + rng.normal(0, 0.1, x.shape)), tree["params"]
+            )
         trees[head] = tree
         lora.save_peft(root / head, tree, config, leaves)
     return root / "base", {head: root / head for head in CONFIGS}, trees
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling dominates these tests, and LLVM's optimisation is not what they test."""
+    jit, options = jax.jit, {"xla_backend_optimization_level": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", lambda f, **more: jit(f, compiler_options=options, **more))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,7 @@ def test_frames_are_encoded_once_for_each_vision_tower(model, frames, sentences,
         RewardEngine, "_encode", lambda self, *given: calls.append(1) or encode(self, *given)
     )
     engine = model.engine(sentences)
+    engine._score = engine._score_program
     jax.eval_shape(lambda v, f: engine.score(v, f, np.zeros(3, int)), model.variables, frames)
     assert len(calls) == 3
     assert [eyes(model.variables, i) for i in range(-1, 3)] == [-1, -1, 1, 2]
