@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 _platform.configure()  # before anything imports jax: XLA reads its flags once
 
 _MODULES = (
-    "benchmarks", "envs", "episodes", "evaluation", "jobs", "labels", "parallel", "policies",
+    "benchmarks", "envs", "episodes", "evaluation", "jobs", "labels", "lora", "parallel",
+    "policies",
     "qwen3_vl", "render", "report", "reward_training", "rewards", "rl", "run",
 )  # fmt: skip
 _OBJECTS = {

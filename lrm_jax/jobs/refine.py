@@ -76,7 +76,7 @@ def reward_function(job: RefineJob, arm: str, world: World, model: RewardModel |
         engine = model.engine(world.env.instructions, (job.env.size, job.env.size))
         ids = sorted({world.env.instructions.index(s) for s in world.env.sentences_in_use()})
         swap = other_sentences(world.env.instructions, np.array(ids))
-        return make_reward(settings, job.refine.ppo.discount, engine, model.params, swap)
+        return make_reward(settings, job.refine.ppo.discount, engine, model.variables, swap)
     return make_reward(settings, job.refine.ppo.discount, None, None)
 
 

@@ -1,5 +1,6 @@
 """Dense Qwen3-VL in Flax: the network, its inputs and its files."""
 
+from lrm_jax.qwen3_vl.adapters import read_adapter, read_adapters
 from lrm_jax.qwen3_vl.backbone import Backbone, from_pretrained
 from lrm_jax.qwen3_vl.config import Config, TextConfig, VisionConfig
 from lrm_jax.qwen3_vl.inputs import (
@@ -13,6 +14,7 @@ from lrm_jax.qwen3_vl.inputs import (
     rope_positions,
 )
 from lrm_jax.qwen3_vl.model import Qwen3VL, init_params
+from lrm_jax.qwen3_vl.names import leaves
 from lrm_jax.qwen3_vl.text import KVCache, empty_cache
 from lrm_jax.qwen3_vl.weights import save_pretrained
 
@@ -32,7 +34,10 @@ __all__ = [
     "grid_of",
     "grid_tables",
     "init_params",
+    "leaves",
     "patchify",
+    "read_adapter",
+    "read_adapters",
     "rope_positions",
     "save_pretrained",
 ]

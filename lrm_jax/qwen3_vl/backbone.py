@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrm_jax.qwen3_vl import generate, weights
+from lrm_jax.qwen3_vl.adapters import read_adapters
 from lrm_jax.qwen3_vl.batching import Batch, bucket, pack
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.model import Qwen3VL
@@ -22,6 +23,7 @@ class Backbone:
     """A model with its parameters, and LoRA adapters stacked in the order of their names.
 
     params: the parameter tree. lora: the "lora" collection with a leading adapter axis, or None.
+    towers: for each adapter the parameters of its own vision tower, or None; empty if none has one.
     """
 
     config: Config
@@ -29,6 +31,7 @@ class Backbone:
     model: Qwen3VL
     adapters: tuple[str, ...] = ()
     lora: Any = None
+    towers: tuple[Any, ...] = ()
 
     def logits(
         self, *, adapter: str | Sequence[str | None] | None = None, **processor_outputs: Any
@@ -46,7 +49,8 @@ class Backbone:
           ValueError: arrays that do not fit together.
         """
         batch, ids = self._prepare(processor_outputs, adapter)
-        out = generate.logits(self.model, self.params, self.lora, batch, ids)
+        towers = self._towers(batch, ids)
+        out = generate.logits(self.model, self.params, self.lora, batch, ids, towers)
         rows, length = np.shape(processor_outputs["input_ids"])
         return np.asarray(out[:rows, :length])
 
@@ -71,7 +75,7 @@ class Backbone:
             pad = stops[0] if stops else 0
         tokens, used = generate.greedy(
             self.model, self.params, self.lora, batch, ids, np.int32(max_new_tokens),
-            slots=bucket(max_new_tokens, 32), stops=stops, pad=pad,
+            self._towers(batch, ids), slots=bucket(max_new_tokens, 32), stops=stops, pad=pad,
         )  # fmt: skip
         return np.asarray(tokens)[: len(processor_outputs["input_ids"]), : int(used)]
 
@@ -92,27 +96,42 @@ class Backbone:
             ids[row] = self.adapters.index(name)
         return batch, (None if self.lora is None else ids)
 
+    def _towers(self, batch: Batch, ids: np.ndarray | None) -> generate.Towers | None:
+        """The towers that these rows see with, and which one each; None if it is all the base's."""
+        if ids is None or not any(tree is not None for tree in self.towers):
+            return None
+        own = [-1 if i < 0 or self.towers[i] is None else int(i) for i in ids]
+        used = sorted({i for i, real in zip(own, batch.real, strict=True) if real})
+        trees = tuple(self.params["visual"] if i < 0 else self.towers[i] for i in used)
+        places = [used.index(i) if i in used else 0 for i in own]
+        return generate.Towers(trees, np.asarray(places, np.int32))
+
 
 def from_pretrained(
     folder: str | os.PathLike,
     dtype: str = "float32",
     adapters: Mapping[str, str | os.PathLike] | None = None,
+    allow_identity_adapter: bool = False,
 ) -> Backbone:
     """Loads a checkpoint folder of dense Qwen3-VL as it stands on the hub.
 
     Args:
       folder: `config.json` and safetensors, single or sharded.
       dtype: "float32" or "bfloat16", of the parameters and of the computation.
-      adapters: PEFT folders by name.
+      adapters: PEFT folders by name. Their factors are float32 whatever the dtype. One may have a
+        vision tower of its own (modules_to_save): rows that pick it see with that.
+      allow_identity_adapter: accept an adapter whose every lora_B is zero.
 
     Raises:
-      UserError: the folder is not such a checkpoint, or is damaged; see `weights`. Any adapters:
-        reading PEFT folders is not built yet.
+      UserError: the folder is not such a checkpoint, or is damaged; see `weights`. An adapter is
+        damaged, does not fit or does nothing; see `lora.load_peft`.
     """
-    if adapters:
-        raise UserError(
-            "adapters: this version cannot read PEFT folders; merge the adapter into the checkpoint"
-        )
     config = weights.read_config(folder)
     params = weights.read_params(folder, config, dtype)
-    return Backbone(config, params, Qwen3VL(config, dtype=jnp.dtype(dtype)))
+    model = Qwen3VL(config, dtype=jnp.dtype(dtype))
+    if not adapters:
+        return Backbone(config, params, model)
+    lora, towers = read_adapters(
+        adapters, config, params, allow_identity_adapter=allow_identity_adapter
+    )
+    return Backbone(config, params, model, tuple(adapters), lora, towers)

@@ -19,9 +19,10 @@ class Linear(nn.Module):
     The kernel is [in, out]. The collection's leaves are
       one adapter:       a [in, r],    b [r, out],    scale [] (optional, 1 if absent)
       stacked adapters:  a [n, in, r], b [n, r, out], scale [n] or [] (optional)
+      either:            dropout [] (optional), the share of x's entries that the side path drops
     With stacked adapters `adapter_ids` [rows] picks one for each row of x (its first axis); -1
     picks none. The side path is computed in the adapter's own dtype (float32 over a bfloat16 base),
-    as PEFT does.
+    as PEFT does. It drops inputs only if `apply` is given a key "lora" among its rngs.
 
     All stacked adapters are applied as one wide low-rank map of which each row keeps its own
     columns: n r is small beside `in`, and the alternative, a gather of factors per row, would copy
@@ -44,7 +45,16 @@ class Linear(nn.Module):
             return y
         a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
         scale = self.get_variable("lora", "scale") if self.has_variable("lora", "scale") else None
+        x = x.astype(a.dtype)
+        if self.has_variable("lora", "dropout") and self.has_rng("lora"):
+            x = dropped(x, self.get_variable("lora", "dropout"), self.make_rng("lora"))
         return (y + lora_delta(x, a, b, scale, adapter_ids)).astype(y.dtype)
+
+
+def dropped(x: jax.Array, rate: jax.Array, rng: jax.Array) -> jax.Array:
+    """x with a share `rate` (an array, below 1) of entries set to 0, the rest made up for it."""
+    kept = jax.random.bernoulli(rng, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -19,6 +19,19 @@ from lrm_jax.qwen3_vl.vision import segments
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
+# Names moved between versions of transformers, and adapter files keep those of their time:
+# (beginning there, beginning in a checkpoint as it stands on the hub); the first that fits holds.
+SPELLINGS = (
+    ("model.visual.", "model.visual."),
+    ("model.language_model.model.", "model.language_model."),
+    ("model.language_model.", "model.language_model."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head", "lm_head"),
+    ("language_model.", "model.language_model."),
+    ("visual.", "model.visual."),
+    ("model.", "model.language_model."),
+)
+
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # module -> leaf -> shape of the file's tensor
 
 

@@ -162,7 +162,7 @@ class TextModel(nn.Module):
             stack = nn.scan(
                 rematerialised(DecoderLayer, self.remat, scanned=True),
                 variable_axes={"params": 0, "lora": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "lora": True},
                 in_axes=(0, *(nn.broadcast,) * 4),
                 length=rest,
             )(text, name="layers", **kinds)

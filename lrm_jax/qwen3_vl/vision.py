@@ -124,7 +124,7 @@ class VisionTower(nn.Module):
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0, "lora": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "lora": True},
                 in_axes=nn.broadcast,
                 length=length,
             )(c, name=f"blocks_{first}", **kinds)

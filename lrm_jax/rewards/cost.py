@@ -6,6 +6,9 @@ One multiply-add is two FLOPs. Norms, softmax and activations are left out (a fe
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+
 from lrm_jax.qwen3_vl.config import Config
 
 TRAIN = 3  # forward, gradient of the activations, gradient of the weights
@@ -61,3 +64,11 @@ def row_bytes(config: Config, tokens: int, reads: int, itemsize: int) -> int:
     return (
         tokens * (wide * itemsize + t.num_attention_heads * tokens * 8) + reads * t.vocab_size * 8
     )
+
+
+def micro_batches(count: int, size: int) -> jax.Array:
+    """Indices 0 ... count-1 in equal groups of at most `size`, int32 [groups, <= size]; the last
+    one is repeated."""
+    groups = -(-count // max(1, min(size, count)))
+    each = -(-count // groups)
+    return jnp.minimum(jnp.arange(groups * each), count - 1).reshape(groups, each)

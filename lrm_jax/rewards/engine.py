@@ -16,13 +16,14 @@ sentence, the questions, the initial image), F frames share a row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures, VisionInputs, fixed_grid, grid_of, patchify
+from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
 from lrm_jax.rewards.heads import Head, by_name
 from lrm_jax.rewards.layout import Layout
@@ -46,6 +47,7 @@ class RewardEngine:
     frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a
     micro-batch's activations and, apart from it, for the features of one group of environments.
     share: False gives every question tokens of its own (to measure what sharing is worth).
+    adapters: for heads that have one, which of variables["adapters"] (from 0) they speak with.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class RewardEngine:
         frames_per_row: int = 4,
         memory_bytes: int = MEMORY_BYTES,
         share: bool = True,
+        adapters: Mapping[str, int] | None = None,
     ):
         self.model, self.tokenizer, self.sentences = model, tokenizer, tuple(sentences)
-        self.heads = by_name(heads)
+        self.heads, self.adapters = by_name(heads), dict(adapters or {})
         for name in self.heads:
             if name not in HEADS:
                 raise UserError(
@@ -77,13 +80,11 @@ class RewardEngine:
         self.frames_per_row, self.memory_bytes = frames_per_row, memory_bytes
         self.share = share
         self._plans: dict[Any, Plan] = {}
-        self._shapes: dict[
-            Any, Plan
-        ] = {}  # any plan of these heads: all have the same queries and answers
+        # Any plan of these heads: all have the same queries and answers.
+        self._shapes: dict[Any, Plan] = {}
         # A method of its own for each engine, so that the count of compilations is this engine's.
         self._score = jax.jit(
-            functools.partial(self._score_program),
-            static_argnames=("names", "interval", "frames_per_row"),
+            functools.partial(self._score_program), static_argnames=("parts", "interval")
         )
 
     # -- public --------------------------------------------------------------------------------
@@ -102,7 +103,8 @@ class RewardEngine:
         """Scores every frame. May be called inside a jitted function.
 
         Args:
-          variables: the parameters, or {"params": ..., "lora": ...}.
+          variables: the parameters, or {"params": ..., "lora": ...}; with adapters {"params": ...,
+            "adapters": (adapter tree, ...)}.
           frames: uint8 [T, N, H, W, 3], N environments over time.
           task_ids: int32 [N], index into the sentences.
           heads: which to ask; all by default.
@@ -138,25 +140,24 @@ class RewardEngine:
             raise UserError("there are no frames to score")
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
-        compares = [n for n in names if "previous" in self.heads[n].images]
         if interval >= len(frames):  # nothing has an earlier frame to be compared with
-            names = tuple(n for n in names if n not in compares)
-            compares = []
-        if not names:
+            names = tuple(n for n in names if "previous" not in self.heads[n].images)
+        plans = {}
+        for number, group in adapters_file.groups(names, self.adapters).items():
+            per_row = self.frames_per_row
+            if first is not None and any("initial" in self.heads[n].images for n in group):
+                per_row = 1  # frames of a row share their episode's first frame
+            plans[number] = self.plan(group, per_row, sentences)
+        if not plans:
             return self._assemble({}, frames.shape[:2])
-        per_row = self.frames_per_row
-        if first is not None and any("initial" in self.heads[n].images for n in names):
-            per_row = 1  # frames of a row share their episode's first frame
-        plan = self.plan(names, per_row, sentences)
         return self._score(
             variables,
-            plan.tables,
+            [plan.tables for plan in plans.values()],
             frames,
             task_ids,
             first,
-            names=names,
-            interval=interval if compares else 1,
-            frames_per_row=plan.frames_per_row,
+            parts=tuple((k, plan.names, plan.frames_per_row) for k, plan in plans.items()),
+            interval=interval,
         )
 
     @property
@@ -185,27 +186,27 @@ class RewardEngine:
     def cost(self, frames: int, heads: Sequence[str] | None = None) -> dict[str, float]:
         """Tokens and FLOPs for each of `frames` frames of an episode, all heads together, with
         comparisons of neighbours."""
-        plan = self.plan(tuple(heads or self.heads), self.frames_per_row)
-        config, layout = self.model.config, plan.layout
-        rows = RowTimes(frames, 1, plan.frames_per_row).rows / frames
-        row = cost.row_flops(config, layout.length, len(layout.tables.reads))
-        image = float(cost.image_flops(config, self.patches))
-        return {"tokens": rows * layout.length, "flops": image + rows * row}
+        config = self.model.config
+        tokens, flops = 0.0, float(cost.image_flops(config, self.patches))
+        for names in adapters_file.groups(tuple(heads or self.heads), self.adapters).values():
+            plan = self.plan(names, self.frames_per_row)
+            layout, rows = plan.layout, RowTimes(frames, 1, plan.frames_per_row).rows / frames
+            tokens += rows * layout.length
+            flops += rows * cost.row_flops(config, layout.length, len(layout.tables.reads))
+        return {"tokens": tokens, "flops": flops}
 
     # -- device --------------------------------------------------------------------------------
 
-    def _score_program(
-        self, variables, tables, frames, task_ids, first, *, names, interval, frames_per_row
-    ):
+    def _score_program(self, variables, tables, frames, task_ids, first, *, parts, interval):
         """Cuts the environments into groups whose features fit the budget, and scores group by
         group."""
-        run = functools.partial(
-            self._score_group, variables, tables, self._shapes[names, frames_per_row], interval
-        )
+        plans = {number: self._shapes[names, per_row] for number, names, per_row in parts}
+        run = functools.partial(self._score_group, variables, tables, plans, interval)
         frames, task_ids = jnp.asarray(frames), jnp.asarray(task_ids, jnp.int32)
         time, count = frames.shape[:2]
         size = cost.feature_bytes(self.model.config, self.patches, self._itemsize) * time
-        groups = _groups(count, self.memory_bytes // size)
+        size *= len({adapters_file.eyes(variables, number) for number in plans})
+        groups = cost.micro_batches(count, self.memory_bytes // size)
         if groups.shape[0] == 1:
             return run(frames, task_ids, first)
 
@@ -220,14 +221,31 @@ class RewardEngine:
 
         return jax.tree.map(join, jax.lax.map(one, groups))
 
-    def _score_group(self, variables, tables, plan, interval, frames, task_ids, first) -> Scores:
+    def _score_group(self, variables, tables, plans, interval, frames, task_ids, first) -> Scores:
         time, count = frames.shape[:2]
-        features = self._encode(variables, frames.reshape(time * count, *frames.shape[2:]))
+        answered: dict[str, scoring.Distribution] = {}
+        seen: dict[int, VisionFeatures] = {}  # each frame once for each vision tower
+        for (number, plan), own_tables in zip(plans.items(), tables, strict=True):
+            own = adapters_file.variables_for(variables, number)
+            eyes = adapters_file.eyes(variables, number)
+            if eyes not in seen:
+                seen[eyes] = self._encode(own, frames.reshape(time * count, *frames.shape[2:]))
+            answered |= self._answers(
+                own, own_tables, plan, interval, seen[eyes], (time, count), task_ids, first
+            )
+        return self._assemble(answered, (time, count))
+
+    def _answers(
+        self, variables, tables, plan, interval, features, shape, task_ids, first
+    ) -> dict[str, scoring.Distribution]:
+        """What one adapter's heads answer about every frame, [T, N, A] each."""
+        time, count = shape
         at = jnp.broadcast_to(jnp.arange(time)[:, None], (time, count))
         start = (
             jnp.zeros_like(at) if first is None else jax.lax.cummax(jnp.where(first, at, 0), axis=0)
         )
-        rows = RowTimes(time, interval, plan.frames_per_row)
+        # Rows without a comparison hold neighbours, whatever the interval: fewer rows are cut off.
+        rows = RowTimes(time, interval if plan.compares else 1, plan.frames_per_row)
         shown = rows.frames()  # [rows, 1 + F]
         environments = jnp.arange(count)[:, None]
         slots = {
@@ -249,7 +267,7 @@ class RewardEngine:
                     judged.valid & earlier,
                 )
             answered[name] = judged
-        return self._assemble(answered, (time, count))
+        return answered
 
     @property
     def _itemsize(self) -> int:
@@ -264,7 +282,7 @@ class RewardEngine:
             return self.model.apply(variables, VisionInputs(patches, grid), method="encode")
 
         size = cost.image_bytes(self.model.config, self.patches, self._itemsize)
-        chunks = _groups(len(frames), self.memory_bytes // size)
+        chunks = cost.micro_batches(len(frames), self.memory_bytes // size)
         if chunks.shape[0] == 1:
             return one(chunks[0])
         done = jax.lax.map(one, chunks)
@@ -292,7 +310,7 @@ class RewardEngine:
         size = cost.row_bytes(
             self.model.config, len(tables.slot), len(tables.reads), self._itemsize
         )
-        chunks = _groups(len(sentence), self.memory_bytes // size)
+        chunks = cost.micro_batches(len(sentence), self.memory_bytes // size)
         if chunks.shape[0] == 1:
             answers = one(chunks[0])
         else:
@@ -323,11 +341,3 @@ class RewardEngine:
             jnp.nan,
         )
         return Scores(**values, tri=tri, valid=valid, distribution=distribution, entropy=entropy)
-
-
-def _groups(count: int, size: int) -> jax.Array:
-    """Indices 0 ... count-1 in equal groups of at most `size`, int32 [groups, <= size]; the last
-    one is repeated."""
-    groups = -(-count // max(1, min(size, count)))
-    each = -(-count // groups)
-    return jnp.minimum(jnp.arange(groups * each), count - 1).reshape(groups, each)

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrm_jax.qwen3_vl import Config, Qwen3VL, weights
+from lrm_jax.lora import files as lora_files
+from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, weights
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.engine import RewardEngine
 from lrm_jax.rewards.heads import Head, default_heads, load_heads, save_heads
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
-from lrm_jax.run.errors import UserError
+from lrm_jax.run.errors import UserError, did_you_mean
 
 NANO = "lrm-nano"
 NANO_FOLDER = Path(__file__).parent.parent / "assets" / "lrm_nano"
@@ -37,6 +38,7 @@ class RewardModel:
 
     name: as the user gave it. folder: where it was read from. params: the parameter tree.
     image_size: (height, width) of the camera it was trained for, pixels, or None for any.
+    adapters: adapter trees by head; adapter_folders: where they were read from.
     """
 
     name: str
@@ -47,7 +49,16 @@ class RewardModel:
     heads: tuple[Head, ...]
     tokenizer: Tokenizer
     image_size: tuple[int, int] | None
+    adapters: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    adapter_folders: dict[str, Path] = dataclasses.field(default_factory=dict)
     _engines: dict[Any, RewardEngine] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `RewardEngine.score` takes: the parameters, and the adapters if there are any."""
+        if not self.adapters:
+            return {"params": self.params}
+        return {"params": self.params, "adapters": tuple(self.adapters.values())}
 
     def engine(
         self,
@@ -59,7 +70,10 @@ class RewardModel:
         size = image_size or self.image_size
         if size is None:
             raise UserError(f"{self.name} does not say its camera's size: pass image_size")
-        return RewardEngine(self.model, self.heads, self.tokenizer, size, sentences, **settings)
+        numbers = {head: i for i, head in enumerate(self.adapters)}
+        return RewardEngine(
+            self.model, self.heads, self.tokenizer, size, sentences, adapters=numbers, **settings
+        )
 
     def score(
         self,
@@ -98,7 +112,7 @@ class RewardModel:
         extra = -time % FRAME_BUCKET
         frames = np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)])
         scores = self._engines[size].score(
-            self.params,
+            self.variables,
             _resize(frames, size),
             np.arange(count, dtype=np.int32),
             heads=heads,
@@ -113,27 +127,38 @@ class RewardModel:
         return jax.tree.map(user_order, scores)
 
     def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
-        """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`."""
+        """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`.
+
+        UserError if heads have adapters: a model folder holds one set of weights.
+        """
+        if self.adapters:
+            raise UserError(
+                f"{self.name}: its heads have adapters; save those apart (lora.save_peft), or merge"
+            )
         save_reward_model(
             folder, self.config, self.params, self.heads, self.tokenizer, self.image_size, dtype
         )
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the model: hashes of weights, prompts and tokenizer."""
+        """What a manifest says of the model: hashes of weights, adapters, prompts, tokenizer."""
         files = sorted(self.folder.glob("*.safetensors"))
-        return {
+        found = {
             "model": self.name,
             "model_sha256": {f.name: atomic.sha256(f) for f in files},
             "prompt_sha256": heads_file.fingerprint(self.heads),
             "tokenizer_sha256": self.tokenizer.digest,
         }
+        if self.adapters:
+            found["adapter_sha256"] = lora_files.facts(self.adapter_folders)
+        return found
 
 
 def load_reward_model(
     name_or_folder: str | os.PathLike[str],
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     dtype: str = "float32",
+    allow_identity_adapter: bool = False,
 ) -> RewardModel:
     """Loads a reward model.
 
@@ -141,16 +166,14 @@ def load_reward_model(
       name_or_folder: "lrm-nano", or a folder with a Qwen3-VL checkpoint (`config.json`,
         safetensors, `tokenizer.json`). Without `reward_heads.json` in it the heads are
         `heads.default_heads`.
-      adapters: LoRA folders by head.
-      dtype: "float32" or "bfloat16", of parameters and computation.
+      adapters: PEFT folders by head; a head without one asks the base model.
+      dtype: "float32" or "bfloat16", of parameters and computation. Factors stay float32.
+      allow_identity_adapter: accept an adapter whose every lora_B is zero.
     Raises:
-      UserError: the folder is missing, damaged or holds another kind of model.
+      UserError: a folder is missing, damaged or holds another kind of model, or an adapter does not
+        fit or does nothing (see `lora.load_peft`).
     """
     name = os.fspath(name_or_folder)
-    if adapters:
-        raise UserError(
-            "adapters: the reward engine cannot apply LoRA adapters yet; merge them first"
-        )
     folder = NANO_FOLDER if name == NANO else Path(name)
     if not folder.is_dir():
         raise UserError(
@@ -172,7 +195,17 @@ def load_reward_model(
             f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "
             f"{config.text_config.vocab_size}: they do not belong together"
         )
+    adapters = {head: Path(where) for head, where in (adapters or {}).items()}
+    known = [head.name for head in heads]
+    for head in adapters:
+        if head not in known:
+            raise UserError(
+                f"adapters: the model has no head {head!r}; {did_you_mean(head, known)}"
+            )
     params = weights.read_params(folder, config, dtype)
+    read = functools.partial(
+        read_adapter, config=config, params=params, allow_identity_adapter=allow_identity_adapter
+    )
     return RewardModel(
         name=name,
         folder=folder,
@@ -182,6 +215,8 @@ def load_reward_model(
         heads=heads,
         tokenizer=tokenizer,
         image_size=size,
+        adapters={head: read(where) for head, where in adapters.items()},
+        adapter_folders=adapters,
     )
 
 

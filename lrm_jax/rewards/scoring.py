@@ -79,7 +79,8 @@ def read_log_probabilities(
         method="hidden",
     )
     states = jnp.take(states, jnp.asarray(tables.reads), axis=1)
-    return jax.nn.log_softmax(model.apply(variables, states, method="logits"), axis=-1)
+    logits = model.apply(variables, states, adapter_ids, method="logits")
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def answer_log_probabilities(reads: jax.Array, table: AnswerTable) -> jax.Array:

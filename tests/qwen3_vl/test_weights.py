@@ -152,11 +152,6 @@ def test_no_folder(tmp_path):
     fails(tmp_path / "nowhere", "no such folder")
 
 
-def test_adapter_folders_are_refused_in_one_line(broken, tmp_path):
-    with pytest.raises(UserError, match="adapters"):
-        from_pretrained(broken, adapters={"progress": tmp_path})
-
-
 def test_no_config(broken):
     (broken / "config.json").unlink()
     fails(broken, "config.json is missing")
