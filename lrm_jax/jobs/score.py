@@ -1,0 +1,180 @@
+"""What the door `score` does: videos in, the reward model's curves out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrm_jax.episodes.video import Video, read_video
+from lrm_jax.report import plots
+from lrm_jax.report.video import Clip, overlay_video
+from lrm_jax.rewards.layout import check_sentence
+from lrm_jax.rewards.model import RewardModel
+from lrm_jax.rewards.scores import NAMES, Scores
+from lrm_jax.run import atomic, manifest
+from lrm_jax.run.errors import UserError, did_you_mean
+from lrm_jax.run.progress import bar
+
+BATCH = 8  # videos of one shape that are scored together
+PICTURE = 320
+
+
+class Input(NamedTuple):
+    """A video to be scored: where it came from, and the folder that its results go to."""
+
+    path: Path
+    folder: Path
+    video: Video
+
+
+def score_inputs(
+    model: RewardModel,
+    paths: Sequence[str | os.PathLike[str]],
+    task: str,
+    out: str | os.PathLike[str],
+    *,
+    heads: Sequence[str] | None = None,
+    interval: int = 1,
+) -> dict[str, Any]:
+    """Scores videos and writes scores.json, scores.parquet, plot.png, overlay.mp4, manifest.json.
+
+    One input's files go into `out`; several inputs' into `out/NAME`, a number added where names
+    repeat. All inputs are read before anything is written, so that a bad one loses nothing.
+
+    Returns: {"inputs", "frames", "seconds", "frames_per_second", "folders"}; seconds of scoring,
+      compilation included.
+    Raises: UserError for an input that cannot be read, an empty task, an unknown head, an interval
+      below 1 or an `out` that cannot be written.
+    """
+    check_sentence(task)
+    if interval < 1:
+        raise UserError(f"interval is {interval}: it counts frames and must be at least 1")
+    known = [head.name for head in model.heads]
+    for name in heads if heads is not None else ():
+        if name not in known:
+            raise UserError(f"heads: {name!r} is unknown; {did_you_mean(name, known)}")
+    if heads is not None and not heads:
+        raise UserError(f"heads: name at least one of {', '.join(known)}")
+    if not paths:
+        raise UserError("there is nothing to score: give a video, a folder of images or an array")
+    out = Path(out)
+    videos = [read_video(p) for p in bar(paths, desc="reading", unit="video")]
+    inputs = [
+        Input(Path(p), folder, video)
+        for p, folder, video in zip(paths, _folders(paths, out), videos, strict=True)
+    ]
+    try:
+        for one in inputs:
+            one.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from (
+            error
+        )
+    groups: dict[tuple[int, ...], list[Input]] = {}
+    for one in inputs:
+        groups.setdefault(one.video.frames.shape, []).append(one)
+    batches = [
+        group[at : at + BATCH] for group in groups.values() for at in range(0, len(group), BATCH)
+    ]
+    spent, written = 0.0, 0
+    for batch in bar(batches, desc="scoring", unit="batch"):
+        before = time.perf_counter()
+        scores = model.score(
+            np.stack([one.video.frames for one in batch]), task, heads=heads, interval=interval
+        )
+        spent += time.perf_counter() - before
+        for i, one in enumerate(batch):
+            own = _of_video(scores, i)
+            _write(one, own, task, model, interval, written)
+            written += 1
+    frames = sum(len(one.video.frames) for one in inputs)
+    return {
+        "inputs": len(inputs),
+        "frames": frames,
+        "seconds": spent,
+        "frames_per_second": frames / spent,
+        "folders": [str(one.folder) for one in inputs],
+    }
+
+
+def as_json(scores: Scores, task: str, model: str) -> dict[str, Any]:
+    """The content of scores.json for scores [T]: invalid values are None."""
+    heads: dict[str, Any] = {}
+    for name in NAMES:
+        values = np.asarray(getattr(scores, name), np.float64)
+        heads[name] = {
+            "value": [None if math.isnan(v) else float(v) for v in values],
+            "valid": [bool(v) for v in np.asarray(scores.valid[name])],
+        }
+    heads["progress"]["distribution"] = [
+        [None if math.isnan(p) else float(p) for p in row]
+        for row in np.asarray(scores.distribution, np.float64)
+    ]
+    return {"model": model, "task": task, "n_frames": len(scores.progress), "heads": heads}
+
+
+def as_table(scores: Scores, episode: int, first: int = 0) -> pa.Table:
+    """Scores [T] as a table: LeRobot's progress columns, then every head; invalid is null."""
+    count = len(scores.progress)
+
+    def column(values) -> pa.Array:
+        values = np.asarray(values, np.float32)
+        return pa.array(values, mask=np.isnan(values))
+
+    return pa.table(
+        {
+            "index": pa.array(np.arange(first, first + count, dtype=np.int64)),
+            "episode_index": pa.array(np.full(count, episode, np.int64)),
+            "frame_index": pa.array(np.arange(count, dtype=np.int64)),
+            "progress_sparse": column(scores.progress),
+            **{name: column(getattr(scores, name)) for name in NAMES},
+            "entropy": column(scores.entropy),
+        }
+    )
+
+
+def _of_video(scores: Scores, i: int) -> Scores:
+    parts = {k: np.asarray(v)[i] for k, v in vars(scores).items() if k != "valid"}
+    return Scores(valid={k: np.asarray(v)[i] for k, v in scores.valid.items()}, **parts)
+
+
+def _folders(paths: Sequence[str | os.PathLike[str]], out: Path) -> list[Path]:
+    if len(paths) == 1:
+        return [out]
+    names: list[str] = []
+    for path in paths:
+        name = Path(path).resolve().stem or "input"
+        fresh, number = name, 2
+        while fresh in names:
+            fresh, number = f"{name}_{number}", number + 1
+        names.append(fresh)
+    return [out / name for name in names]
+
+
+def _write(
+    one: Input, scores: Scores, task: str, model: RewardModel, interval: int, episode: int
+) -> None:
+    frames, fps = one.video
+    content = as_json(scores, task, model.name) | {
+        "input": str(one.path), "fps": fps, "interval": interval,
+    }  # fmt: skip
+    asked = {name: np.asarray(getattr(scores, name)) for name in NAMES if name != "tri"}
+    # A video of one frame has no comparison; a head that said nothing at all gets no curve.
+    curves = {k: v for k, v in asked.items() if np.asarray(scores.valid[k]).any()} or asked
+    drawing = plots.reward_components(curves, seconds_per_frame=1 / fps, title=task)
+    atomic.write_bytes(one.folder / "plot.png", drawing)
+    sink = pa.BufferOutputStream()
+    pq.write_table(as_table(scores, episode), sink)
+    atomic.write_bytes(one.folder / "scores.parquet", sink.getvalue().to_pybytes())
+    overlay_video(Clip(frames, task, curves), one.folder / "overlay.mp4", fps=fps, picture=PICTURE)
+    manifest.write(one.folder, hashes=model.facts, job="score")
+    atomic.write_bytes(one.folder / "scores.json", json.dumps(content, indent=1).encode())

@@ -1,0 +1,67 @@
+"""Scores videos: `python -m lrm_jax.score --task="put the cube on the plate" --out=DIR VIDEO`.
+
+An input is a video file, a folder of images, or a `.npy`/`.npz` array uint8 [T, H, W, 3].
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lrm_jax.run import cli
+from lrm_jax.run.errors import UserError
+
+HEADS = ("progress", "completion", "contrastive")
+_TASK = flags.DEFINE_string("task", None, "The sentence that the robot was told.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+_MODEL = flags.DEFINE_string("model", "lrm-nano", "A reward model's name or folder.")
+_ADAPTER = flags.DEFINE_multi_string("adapter", [], "HEAD=FOLDER of a LoRA adapter; may repeat.")
+_HEADS = flags.DEFINE_list("heads", list(HEADS), "Which heads to ask.")
+_INTERVAL = flags.DEFINE_integer(
+    "interval", 1, "Frames between the two that contrastive compares.", lower_bound=1
+)
+_DECODE = flags.DEFINE_enum(
+    "decode", "closed", ["closed"], "closed: the answers' probabilities from one forward."
+)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
+_IDENTITY = flags.DEFINE_bool(
+    "allow_identity_adapter", False, "Accept an adapter that changes nothing."
+)
+
+
+def adapters_of(given: list[str]) -> dict[str, str]:
+    """{head: folder} of HEAD=FOLDER words; UserError where one is not of this form."""
+    found: dict[str, str] = {}
+    for word in given:
+        head, sign, folder = word.partition("=")
+        if not (sign and head and folder):
+            raise UserError(
+                f"--adapter={word}: give HEAD=FOLDER, such as progress=adapters/progress"
+            )
+        if head in found:
+            raise UserError(f"--adapter: head {head!r} is given twice")
+        found[head] = folder
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """Scores every input on the command line."""
+    if len(argv) < 2:
+        raise UserError("there is nothing to score: give a video, a folder of images or an array")
+    adapters = adapters_of(_ADAPTER.value)
+    from lrm_jax.jobs import score
+    from lrm_jax.rewards.model import load_reward_model
+
+    model = load_reward_model(
+        _MODEL.value, adapters, _DTYPE.value, allow_identity_adapter=_IDENTITY.value
+    )
+    done = score.score_inputs(
+        model, argv[1:], _TASK.value, _OUT.value, heads=_HEADS.value, interval=_INTERVAL.value
+    )
+    print(
+        f"{done['frames']} frames of {done['inputs']} inputs in {done['seconds']:.1f} s: "
+        f"{done['frames_per_second']:.1f} frames/s. Results in {_OUT.value}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_app(main)
