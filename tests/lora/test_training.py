@@ -21,7 +21,7 @@ from .conftest import BATCH, loaded, loss_of, relative
 
 # Gradients are sums over 30 tokens and as many layers again as the logits; 1e-5 of the largest
 # number of a leaf is what float32 gives, a wrong scale or a missing transpose gives 1.
-GRADIENTS = 5e-5
+GRADIENTS = 1e-5
 # Adam's first step is rate g / (|g| + eps), whose slope is at most rate / eps: an eps well above
 # the rounding of g makes the step a well-posed function of it.
 RATE, EPS = 1e-2, 1e-4

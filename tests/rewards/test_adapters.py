@@ -20,7 +20,7 @@ from lrm_jax.run.errors import UserError
 
 TASK = "put the red cube on the blue plate"
 # Probabilities; float32 sums of some hundred terms, W + d in one product or in two.
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 HEADS = ("contrastive", "progress", "completion")
 CONFIGS = {
     "contrastive": lora.LoraConfig(rank=2, alpha=4, targets=("q_proj", "v_proj")),
