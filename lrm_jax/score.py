@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from lrm_jax.jobs import door
 from lrm_jax.run import cli
 from lrm_jax.run.errors import UserError
 
@@ -28,26 +29,11 @@ _IDENTITY = flags.DEFINE_bool(
 )
 
 
-def adapters_of(given: list[str]) -> dict[str, str]:
-    """{head: folder} of HEAD=FOLDER words; UserError where one is not of this form."""
-    found: dict[str, str] = {}
-    for word in given:
-        head, sign, folder = word.partition("=")
-        if not (sign and head and folder):
-            raise UserError(
-                f"--adapter={word}: give HEAD=FOLDER, such as progress=adapters/progress"
-            )
-        if head in found:
-            raise UserError(f"--adapter: head {head!r} is given twice")
-        found[head] = folder
-    return found
-
-
 def main(argv: list[str]) -> None:
     """Scores every input on the command line."""
     if len(argv) < 2:
         raise UserError("there is nothing to score: give a video, a folder of images or an array")
-    adapters = adapters_of(_ADAPTER.value)
+    adapters = door.adapter_folders(_ADAPTER.value)
     from lrm_jax.jobs import score
     from lrm_jax.rewards.model import load_reward_model
 

@@ -31,3 +31,18 @@ def run_job(
     with Workdir(workdir.value or f"runs/{cli.config_name()}") as folder:
         with manifest.recording(folder.path, config=config.value, job=job):
             module.run(config.value, folder)
+
+
+def adapter_folders(given: list[str]) -> dict[str, str]:
+    """{head: folder} of HEAD=FOLDER words; UserError where one is not of this form."""
+    found: dict[str, str] = {}
+    for word in given:
+        head, sign, folder = word.partition("=")
+        if not (sign and head and folder):
+            raise UserError(
+                f"--adapter={word}: give HEAD=FOLDER, such as progress=adapters/progress"
+            )
+        if head in found:
+            raise UserError(f"--adapter: head {head!r} is given twice")
+        found[head] = folder
+    return found
