@@ -11,12 +11,13 @@ from lrm_jax.jobs import door
 from lrm_jax.run import cli
 from lrm_jax.run.errors import UserError
 
-HEADS = ("progress", "completion", "contrastive")
 _TASK = flags.DEFINE_string("task", None, "The sentence that the robot was told.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
 _MODEL = flags.DEFINE_string("model", "lrm-nano", "A reward model's name or folder.")
 _ADAPTER = flags.DEFINE_multi_string("adapter", [], "HEAD=FOLDER of a LoRA adapter; may repeat.")
-_HEADS = flags.DEFINE_list("heads", list(HEADS), "Which heads to ask.")
+_HEADS = flags.DEFINE_list(
+    "heads", None, "Which to ask of progress, completion, contrastive (default: all)."
+)
 _INTERVAL = flags.DEFINE_integer(
     "interval", 1, "Frames between the two that contrastive compares.", lower_bound=1
 )

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     answer, rank = _ANSWER.value, _RANK.value
     with tempfile.TemporaryDirectory() as name:
         base, start = Path(name) / "base", Path(name) / "adapter"
-        hf = peers.random_peer(peers.SIZES[_SIZE.value], tokenizer, _IMAGE.value, base)
+        hf = peers.random_peer(peers.SIZES[_SIZE.value], tokenizer, base)
         ours = from_pretrained(base, dtype=_DTYPE.value)
         hf = hf.to(getattr(torch, _DTYPE.value))
         theirs = peft.get_peft_model(

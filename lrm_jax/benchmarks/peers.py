@@ -3,7 +3,6 @@ JSON."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.resources
 import json
@@ -18,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrm_jax.qwen3_vl import Config
-from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.qwen3_vl import Config, TextConfig, VisionConfig, sizes
+from lrm_jax.rewards.heads import Head
+from lrm_jax.rewards.tokenizer import IMAGE_PAD, VISION_END, VISION_START, Tokenizer
 from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError
 
@@ -33,33 +33,32 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-VOCABULARY = 151_936
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A Qwen3-VL of the released models' proportions; sizes as transformers names them."""
+def _small(width: int, inner: int, layers: int, heads: int, kv_heads: int, tower: dict) -> Config:
+    """A Qwen3-VL of the released models' proportions with tied embeddings."""
+    return Config(
+        vision_config=VisionConfig(out_hidden_size=width, **tower),
+        text_config=TextConfig(
+            vocab_size=sizes.SIZES["qwen3-vl-8b"].text_config.vocab_size,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=128,
+        ),
+        tie_word_embeddings=True,
+    )
 
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vision_hidden: int
-    vision_mlp: int
-    vision_depth: int
-    vision_heads: int
-    head_dim: int = 128
-    patch: int = 16
-    tied: bool = True
 
-
+_TOWER = dict(depth=8, hidden_size=320, intermediate_size=1280, num_heads=5)
+_TINY_TOWER = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2)
 SIZES = {
     # About 100 million parameters in the two towers, and 117 million in the tied embedding.
-    "100m": Size(768, 2304, 12, 6, 2, 320, 1280, 8, 5),
-    "tiny": Size(64, 128, 2, 2, 1, 32, 64, 2, 2, head_dim=32),
-    "2b": Size(2048, 6144, 28, 16, 8, 1024, 4096, 24, 16),
-    "8b": Size(4096, 12288, 36, 32, 8, 1152, 4304, 27, 16, tied=False),
+    "100m": _small(768, 2304, 12, 6, 2, _TOWER | {"deepstack_visual_indexes": (2, 4, 6)}),
+    "tiny": _small(64, 128, 2, 2, 1, _TINY_TOWER | {"deepstack_visual_indexes": (0,)}),
+    **sizes.SIZES,
 }
 
 
@@ -98,55 +97,33 @@ def qwen_tokenizer() -> Tokenizer:
     return Tokenizer(inner, hashlib.sha256(inner.to_str().encode()).hexdigest())
 
 
-def hf_config(size: Size, tokenizer: Tokenizer, image: int) -> Any:
-    """transformers' configuration of a size, for cameras of `image` pixels."""
-    _, transformers = need_torch()
-    half = size.head_dim // 2
-    axis = half * 20 // 64
-    return transformers.Qwen3VLConfig(
-        vision_config=dict(
-            depth=size.vision_depth,
-            hidden_size=size.vision_hidden,
-            intermediate_size=size.vision_mlp,
-            num_heads=size.vision_heads,
-            patch_size=size.patch,
-            out_hidden_size=size.hidden,
-            num_position_embeddings=(image // size.patch) ** 2,
-            deepstack_visual_indexes=[
-                size.vision_depth * k // 4 for k in (1, 2, 3)
-            ] if size.vision_depth >= 4 else [0],
-        ),
-        text_config=dict(
-            vocab_size=VOCABULARY,
-            hidden_size=size.hidden,
-            intermediate_size=size.mlp,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [half - 2 * axis, axis, axis],
-                "mrope_interleaved": True,
-            },
-        ),
-        image_token_id=tokenizer.token_id("<|image_pad|>"),
-        video_token_id=tokenizer.token_id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.token_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_id("<|vision_end|>"),
-        tie_word_embeddings=size.tied,
-    )  # fmt: skip
+def random_peer(config: Config, tokenizer: Tokenizer, folder: Path, seed: int = 0) -> Any:
+    """A random float32 model of transformers, saved into `folder` with its tokenizer.
 
-
-def random_peer(size: Size, tokenizer: Tokenizer, image: int, folder: Path, seed: int = 0) -> Any:
-    """A random float32 model of transformers, saved into `folder` with its tokenizer."""
+    UserError if the configuration's image tokens are not the tokenizer's.
+    """
     torch, transformers = need_torch()
+    for name in ("image", "video"):
+        if getattr(config, f"{name}_token_id") != tokenizer.token_id(f"<|{name}_pad|>"):
+            raise UserError(f"the configuration and the tokenizer disagree about {name} tokens")
     torch.manual_seed(seed)
-    model = transformers.Qwen3VLForConditionalGeneration(hf_config(size, tokenizer, image)).eval()
+    model = transformers.Qwen3VLForConditionalGeneration(
+        transformers.Qwen3VLConfig(**config.to_hf())
+    ).eval()
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer.inner.to_str(), encoding="utf-8")
     return model
+
+
+def prompt_ids(head: Head, task: str, tokenizer: Tokenizer, per_image: int) -> list[int]:
+    """Token ids of a head's prompt up to its answer, each image as so many places."""
+    image = VISION_START + IMAGE_PAD * per_image + VISION_END
+    text = ""
+    for kind, value in head.pieces:
+        if kind == "answer":
+            break
+        text += {"text": value, "task": task, "image": image}[kind]
+    return tokenizer.encode(text)[0]
 
 
 def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> dict[str, float]:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrm_jax.evaluation import metrics
+from lrm_jax.rewards.engine import HEADS
 from lrm_jax.rewards.model import NANO, NANO_FOLDER, RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
 from lrm_jax.run.errors import UserError
 
 SAMPLE = NANO_FOLDER / "sample.npz"
-HEADS = ("progress", "completion", "contrastive")
 Judge = Callable[..., Scores]  # (frames uint8 [T,H,W,3] or [B,T,H,W,3], task(s)) -> Scores
 
 

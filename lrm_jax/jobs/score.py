@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from lrm_jax.episodes.video import Video, read_video
 from lrm_jax.report import plots
 from lrm_jax.report.video import Clip, overlay_video
+from lrm_jax.rewards.engine import HEADS
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.model import RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
@@ -167,7 +168,7 @@ def _write(
     content = as_json(scores, task, model.name) | {
         "input": str(one.path), "fps": fps, "interval": interval,
     }  # fmt: skip
-    asked = {name: np.asarray(getattr(scores, name)) for name in NAMES if name != "tri"}
+    asked = {name: np.asarray(getattr(scores, name)) for name in HEADS}
     # A video of one frame has no comparison; a head that said nothing at all gets no curve.
     curves = {k: v for k, v in asked.items() if np.asarray(scores.valid[k]).any()} or asked
     drawing = plots.reward_components(curves, seconds_per_frame=1 / fps, title=task)

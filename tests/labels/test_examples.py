@@ -18,6 +18,7 @@ from lrm_jax.labels import (
 )
 from lrm_jax.labels.examples import comparison, draw_pairs, keyframes
 from lrm_jax.labels.store import REWIND, SUCCESS, Clip
+from lrm_jax.run.errors import UserError
 
 from .conftest import toy_episodes
 
@@ -91,6 +92,15 @@ def test_offsets_are_log_uniform():
     assert offset.min() >= 2 and (np.sign(after - before) == closer).all()
     # Half of all distances lie below the geometric mean of 2 and 199; standard error 0.008.
     assert abs((offset < np.sqrt(2 * 199)).mean() - 0.5) < 0.03
+
+    near = dataclasses.replace(settings, max_offset=12)
+    before, after, _ = draw_pairs(clip, 4000, near, np.random.default_rng(0))
+    offset = np.abs(after - before)
+    assert offset.min() == 2 and offset.max() == 12
+    # Distances that are rounded to 4 or less were drawn below 4.5.
+    assert abs((offset <= 4).mean() - np.log(4.5 / 2) / np.log(12 / 2)) < 0.03
+    with pytest.raises(UserError, match="max_offset is 1"):
+        dataclasses.replace(settings, max_offset=1).validate()
 
 
 def test_rewinds_turn_pairs_over(clips):

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrm_jax.benchmarks import peers
-from lrm_jax.benchmarks.scoring import prompt_ids
 from lrm_jax.qwen3_vl import patchify
 from lrm_jax.rewards.heads import default_heads, joint_heads
 from lrm_jax.rewards.model import load_reward_model
@@ -50,7 +49,7 @@ def test_token_ids_of_prompts(qwen, theirs):
 @pytest.fixture(scope="module")
 def pair(qwen, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    hf = peers.random_peer(peers.SIZES["tiny"], qwen, IMAGE, folder)
+    hf = peers.random_peer(peers.SIZES["tiny"], qwen, folder)
     with torch.no_grad():
         for value in hf.parameters():  # far from uniform answers
             value.mul_(3.0)
@@ -61,7 +60,7 @@ def pair(qwen, tmp_path_factory):
 def brute_force(hf, qwen, config, head, task, images):
     """Log-probability of every full answer by teacher forcing, one forward each, float64 [A]."""
     grid = IMAGE // config.vision_config.patch_size
-    prompt = prompt_ids(head, task, qwen, grid * grid // 4)
+    prompt = peers.prompt_ids(head, task, qwen, grid * grid // 4)
     before = "".join(v if k == "text" else "" for k, v in head.pieces[-3:-2])
     closing = head.pieces[-1][1]
     scores = []
