@@ -36,6 +36,7 @@ from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.rewards.scores import NAMES
 from lrm_jax.rewards.tokenizer import IMAGE_PAD, Tokenizer
 from lrm_jax.run.cli import reject_arguments, run_app
+from lrm_jax.run.progress import note
 
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _SIZE = flags.DEFINE_enum("size", "100m", list(peers.SIZES), "Size of the random model.")
@@ -166,6 +167,7 @@ def main(argv: list[str]) -> None:
     def measured(run) -> dict:
         return peers.timed(lambda: jax.block_until_ready(run()), _SECONDS.value)
 
+    note("lrm_jax")
     full = engine()
     reference = jax.tree.map(np.asarray, scored(full))
     result = measured(lambda: scored(full))
@@ -173,10 +175,12 @@ def main(argv: list[str]) -> None:
 
     savings = {}
     for name, other in {
-        "sharing within a row": engine(share=False),
+        # Not in rows of several frames, whose attention would then cost more than the tokens.
+        "sharing within a row": engine(share=False, frames_per_row=1),
         "several frames in a row": engine(frames_per_row=1),
         "questions before the images": engine(default_heads()),
     }.items():
+        note(f"without {name}")
         values = jax.tree.map(np.asarray, scored(other))
         savings[name] = measured(lambda other=other: scored(other)) | {
             "flops": other.cost(time)["flops"] * time * count
@@ -199,6 +203,7 @@ def main(argv: list[str]) -> None:
     for saving in savings.values():
         saving["slower"] = saving["seconds"] / result["seconds"]
 
+    note("transformers, one by one")
     sample = [q for n in range(_PEER_ENVIRONMENTS.value) for q in questions(n, time)]
     given = [peer.inputs(name, [images]) for name, images in sample]
     peer.generate(given[0], 2)
@@ -216,6 +221,7 @@ def main(argv: list[str]) -> None:
         for name, images in by_head.items()
         for at in range(0, len(images), size)
     ]
+    note("transformers, batched")
     batched = peers.timed(lambda: [peer.forward(b) for b in batches], 0.0, least=2)["best"]
 
     ceiling, bandwidth = peers.matmul_ceiling(), peers.read_bandwidth()
