@@ -12,6 +12,11 @@ from lrm_jax.run import cli, manifest
 from lrm_jax.run.errors import UserError, did_you_mean
 from lrm_jax.run.workdir import Workdir
 
+HEADS_FILE = (
+    "Questions in place of the model's own: default, joint, nano, or a file in the format of "
+    "reward_heads.json."
+)
+
 
 def run_job(
     argv: Sequence[str],

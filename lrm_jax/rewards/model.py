@@ -15,9 +15,10 @@ import numpy as np
 
 from lrm_jax.lora import files as lora_files
 from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, weights
+from lrm_jax.rewards import chosen_heads
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.engine import RewardEngine
-from lrm_jax.rewards.heads import Head, default_heads, load_heads, save_heads
+from lrm_jax.rewards.heads import Head, save_heads
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
@@ -82,6 +83,7 @@ class RewardModel:
         *,
         interval: int = 1,
         heads: Sequence[str] | None = None,
+        goal: Any = None,
     ) -> Scores:
         """Scores each frame of one video, or of B.
 
@@ -91,10 +93,13 @@ class RewardModel:
           task: the sentence the robot was told; for B videos one sentence or B.
           interval: contrastive compares with the frame this many frames earlier.
           heads: which to ask; all by default.
+          goal: uint8 [H, W, 3] or [B, H, W, 3], a frame of the finished task, for heads that show
+            one.
         Returns:
           Scores of numpy arrays [T] or [B, T].
         Raises:
-          UserError: frames of another type or shape, no frames, an empty task, an unknown head.
+          UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
+            goal that is missing or that no head shows.
         """
         frames = _checked_frames(frames)
         single = frames.ndim == 4
@@ -118,6 +123,7 @@ class RewardModel:
             heads=heads,
             interval=interval,
             sentences=tasks,
+            goal=None if goal is None else _resize(self._goal(goal, count)[None], size)[0],
         )
 
         def user_order(x):
@@ -125,6 +131,21 @@ class RewardModel:
             return x[0] if single else x
 
         return jax.tree.map(user_order, scores)
+
+    def _goal(self, goal: Any, count: int) -> np.ndarray:
+        """A user's goal as uint8 [B, H, W, 3]."""
+        if not any("goal" in head.images for head in self.heads):
+            raise UserError("goal: no head of this model shows <image:goal>; leave it out")
+        goal = np.asarray(goal)
+        if goal.ndim == 3:
+            goal = np.repeat(goal[None], count, axis=0)
+        if goal.dtype != np.uint8 or goal.ndim != 4 or goal.shape[3] != 3 or 0 in goal.shape:
+            raise UserError(
+                f"goal is {goal.dtype}{list(goal.shape)}: give uint8 [H, W, 3] or [B, H, W, 3]"
+            )
+        if len(goal) != count:
+            raise UserError(f"{count} videos but {len(goal)} goals: give one for all or one each")
+        return goal
 
     def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
         """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`.
@@ -159,6 +180,7 @@ def load_reward_model(
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     dtype: str = "float32",
     allow_identity_adapter: bool = False,
+    heads: str | os.PathLike[str] | None = None,
 ) -> RewardModel:
     """Loads a reward model.
 
@@ -169,6 +191,8 @@ def load_reward_model(
       adapters: PEFT folders by head; a head without one asks the base model.
       dtype: "float32" or "bfloat16", of parameters and computation. Factors stay float32.
       allow_identity_adapter: accept an adapter whose every lora_B is zero.
+      heads: in place of the model's own: "default", "joint" or "nano", or a file in the format of
+        `reward_heads.json` (`heads.read_heads`).
     Raises:
       UserError: a folder is missing, damaged or holds another kind of model, or an adapter does not
         fit or does nothing (see `lora.load_peft`).
@@ -185,11 +209,8 @@ def load_reward_model(
         )
     config = weights.read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
-    size = None
-    heads = default_heads()
-    if (folder / heads_file.FILE).is_file():
-        heads, extra = load_heads(folder)
-        size = _image_size(extra.get("image_size"), folder)
+    heads, extra = chosen_heads.choose(folder, heads)
+    size = _image_size(extra.get("image_size"), folder)
     if tokenizer.size > config.text_config.vocab_size:
         raise UserError(
             f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "

@@ -53,7 +53,8 @@ def make_plan(
     """Lays out a row of `heads`; `share=False` gives every question tokens of its own."""
     queries = []
     for j in range(1, frames_per_row + 1):
-        shown = {"initial": "initial", "previous": f"frame{j - 1}", "current": f"frame{j}"}
+        shown = {"previous": f"frame{j - 1}", "current": f"frame{j}"}
+        shown |= {"initial": "initial", "goal": "goal"}
         swapped = shown | {"previous": shown["current"], "current": shown["previous"]}
         for head in heads:
             queries.append(Query(head, tuple(shown[i] for i in head.images)))
