@@ -196,8 +196,15 @@ def save_heads(
 ) -> None:
     """Writes `reward_heads.json` into a model folder; `extra` (camera size, ...) goes beside the
     heads."""
+    write_heads(Path(folder) / FILE, heads, extra)
+
+
+def write_heads(
+    path: str | Path, heads: Sequence[Head], extra: dict[str, Any] | None = None
+) -> None:
+    """Writes a file that `read_heads` reads."""
     plain = {"format": _FORMAT, **(extra or {}), "heads": [dataclasses.asdict(h) for h in heads]}
-    atomic.write_json(Path(folder) / FILE, plain)
+    atomic.write_json(path, plain)
 
 
 def load_heads(folder: str | Path) -> tuple[tuple[Head, ...], dict[str, Any]]:
