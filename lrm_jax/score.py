@@ -28,6 +28,9 @@ _INTERVAL = flags.DEFINE_integer(
 _DECODE = flags.DEFINE_enum(
     "decode", "closed", ["closed"], "closed: the answers' probabilities from one forward."
 )
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", None, "Make larger frames smaller (default: as the checkpoint says).", 1
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
 _IDENTITY = flags.DEFINE_bool(
     "allow_identity_adapter", False, "Accept an adapter that changes nothing."
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> None:
 
     model = load_reward_model(
         _MODEL.value, adapters, _DTYPE.value, allow_identity_adapter=_IDENTITY.value,
-        heads=_HEADS_FILE.value,
+        heads=_HEADS_FILE.value, max_pixels=_MAX_PIXELS.value,
     )  # fmt: skip
     done = score.score_inputs(
         model, argv[1:], _TASK.value, _OUT.value, heads=_HEADS.value, interval=_INTERVAL.value,

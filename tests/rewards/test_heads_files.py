@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from lrm_jax.jobs import doctor
 from lrm_jax.jobs.score import score_inputs
+from lrm_jax.qwen3_vl import resize
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.heads import Head, joint_heads, nano_heads
 from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model, save_reward_model
@@ -214,3 +216,25 @@ def test_the_job_of_the_door_reads_the_goal(with_goal, frames, tmp_path):
         np.testing.assert_allclose(got, want.progress, atol=1e-5)
     with pytest.raises(UserError, match=r"nothing.png: there is no such file"):
         score_inputs(with_goal, [video], TASK, tmp_path / "out", goal=tmp_path / "nothing.png")
+
+
+def test_a_checkpoint_with_a_processor_resizes_as_that_does(folder, tmp_path, frames):
+    """Frames of any size, as if the processor had been over them; not as lrm-nano resizes."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / heads_file.FILE).unlink()
+    settings = {"size": {"shortest_edge": 300, "longest_edge": 1100}, "image_mean": [0.5] * 3}
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings))
+    model = load_reward_model(copy, heads="nano")
+    big = frames[:3, 0].repeat(3, axis=1).repeat(2, axis=2)  # 96 x 64, within 1100 pixels 32 x 16
+    size = resize.image_size(96, 64, model.config, resize.PixelBounds(300, 1100))
+    got = model.score(big, TASK, heads=["progress"])
+    assert list(model._engines) == [size]
+    want = model.score(np.asarray(resize.bicubic(big, size)), TASK, heads=["progress"])
+    np.testing.assert_allclose(got.progress, want.progress, atol=1e-5)
+    other = model.score(np.asarray(resize.linear(big, size)), TASK, heads=["progress"])
+    assert abs(got.progress - other.progress).max() > 1e-4
+    fewer = load_reward_model(copy, heads="nano", max_pixels=300)
+    assert fewer._own_size((96, 64)) == resize.image_size(96, 64, model.config, fewer.pixels)
+    assert np.prod(fewer._own_size((96, 64))) <= 300
+    with pytest.raises(UserError, match="max_pixels"):
+        load_reward_model(copy, max_pixels=0)
