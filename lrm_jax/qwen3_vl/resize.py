@@ -72,6 +72,15 @@ def read_bounds(folder: Path, kind: str = "image") -> PixelBounds | None:
     return PixelBounds(*found)
 
 
+def nearest_size(height: int, width: int, config: Config, most: int) -> tuple[int, int]:
+    """The size nearest to a picture's own that the vision tower takes, about `most` pixels at
+    most: for models that come without a processor."""
+    block = _block(config)
+    shrink = min(1.0, (most / (height * width)) ** 0.5)
+    rows, columns = (max(1, round(s * shrink / block)) * block for s in (height, width))
+    return rows, columns
+
+
 def image_size(height: int, width: int, config: Config, bounds: PixelBounds) -> tuple[int, int]:
     """(height, width) that the processor gives a picture, pixels. UserError for an aspect above
     200."""

@@ -139,7 +139,7 @@ class RewardModel:
     def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """What frames of `size` are resized to where the model is not tied to a camera."""
         if self.pixels is None:
-            return _own_size(size, self.config)
+            return resize.nearest_size(*size, self.config, MAX_PIXELS)
         return resize.image_size(*size, self.config, self.pixels)
 
     def _resize(self, frames: np.ndarray, size: tuple[int, int]) -> jax.Array:
@@ -313,11 +313,3 @@ def _checked_frames(frames: Any) -> np.ndarray:
     if 0 in shape:
         raise UserError(f"frames have shape {shape}: there is nothing to score")
     return frames
-
-
-def _own_size(size: tuple[int, int], config: Config) -> tuple[int, int]:
-    """The size nearest to the frames' own that the vision tower takes, at most MAX_PIXELS."""
-    block = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-    shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
-    height, width = (max(1, round(s * shrink / block)) * block for s in size)
-    return height, width
