@@ -105,7 +105,7 @@ class RewardModel:
           UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
             goal that is missing or that no head shows.
         """
-        frames = _checked_frames(frames)
+        frames = checked_frames(frames)
         single = frames.ndim == 4
         frames = frames[None] if single else frames
         count, time = frames.shape[:2]
@@ -303,7 +303,8 @@ def _pixels(folder: Path, most: int | None) -> resize.PixelBounds | None:
     return resize.PixelBounds(min(most, found.fewest if found else 1), most)
 
 
-def _checked_frames(frames: Any) -> np.ndarray:
+def checked_frames(frames: Any) -> np.ndarray:
+    """A user's frames as an array; UserError unless uint8 [T, H, W, 3] or [B, T, H, W, 3]."""
     frames = np.asarray(frames)
     shape = list(frames.shape)
     if frames.dtype != np.uint8:
