@@ -42,8 +42,8 @@ def load_judge(
       name: "topreward", "roboreward" or "robometer".
       folder: a Qwen3-VL checkpoint: a plain one for TOPReward, the published one for the others.
       adapter: a PEFT folder for it.
-      prompts: a file with the judge's wording (`judges.prompts`); without one our own is used, which
-        published checkpoints were not trained on.
+      prompts: a file with the judge's wording (`judges.prompts`); without one our own is used,
+        which published checkpoints were not trained on.
       dtype: "float32" or "bfloat16", of parameters and computation.
       settings: of the judge (`max_frames`, `fps`, `image_size`, `low`, `expectation`, `pooling`,
         ...), see its class.

@@ -19,7 +19,8 @@ from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.inputs import rope_positions
 from lrm_jax.rewards.tokenizer import Tokenizer
 
-# Tokens of a merged row: enough to share, few enough that the mask [N, N] stays cheap.
+# Tokens of a merged row: enough to share, few enough that the mask [N, N] stays cheap. Where paths
+# are longer, a row has room for two: a video's windows then share about as much.
 ROW_TOKENS = 1024
 
 
@@ -158,10 +159,14 @@ class _Tree:
 
 
 def merge(
-    paths: Sequence[Path], config: Config, grid: tuple[int, int, int], row_tokens: int = ROW_TOKENS
+    paths: Sequence[Path],
+    config: Config,
+    grid: tuple[int, int, int],
+    row_tokens: int | None = None,
 ) -> Rows:
-    """Packs paths, in order, into rows of about `row_tokens` tokens (a longer path has a row of
+    """Packs paths, in order, into rows of at most `row_tokens` tokens (a longer path has a row of
     its own). Shapes are rounded up, so that few programs serve all calls."""
+    row_tokens = row_tokens or max(ROW_TOKENS, 2 * max(len(p.tokens) for p in paths))
     trees: list[_Tree] = []
     places: list[tuple[int, slice, slice]] = []
     for path in paths:

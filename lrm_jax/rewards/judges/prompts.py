@@ -56,12 +56,12 @@ def cut(prompt: str, judge: str, answers: bool) -> tuple[list[tuple[str, str]], 
             raise UserError(f"{judge}: its prompt needs <{mark}> {'once' if count else 'nowhere'}")
     if answers and marks[-1] != "answer":
         raise UserError(f"{judge}: nothing but text may follow the <answer> of its prompt")
-    if answers and marks[-2:] == ["video", "answer"] and prompt.endswith("<video><answer>"):
-        raise UserError(f"{judge}: its prompt needs text between <video> and <answer>")
     body, _, closing = prompt.partition("<answer>")
     pieces, at = [], 0
     for found in _MARK.finditer(body):
         pieces += [("text", body[at : found.start()]), (found[1], "")]
         at = found.end()
-    pieces.append(("text", body[at:]))
-    return [p for p in pieces if p != ("text", "")], closing
+    pieces = [p for p in [*pieces, ("text", body[at:])] if p != ("text", "")]
+    if answers and pieces[-1][0] == "video":
+        raise UserError(f"{judge}: its prompt needs text between <video> and <answer>")
+    return pieces, closing

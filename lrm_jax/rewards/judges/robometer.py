@@ -35,7 +35,6 @@ from lrm_jax.rewards.judges import forward, prompts
 from lrm_jax.rewards.judges.judge import Judge, Judged, Window, masked
 from lrm_jax.rewards.judges.paths import Path, Picture, Rows, Writer
 from lrm_jax.rewards.model import MAX_PIXELS
-from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError, did_you_mean
 
 TOKEN = "<|prog_token|>"
@@ -187,10 +186,8 @@ def read_settings(folder: FilePath) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
-    with atomic.writing(path):
-        text = path.read_text(encoding="utf-8")
     try:
-        raw = yaml.safe_load(text) or {}
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         model, data = raw.get("model") or {}, raw.get("data") or {}
         token = data.get(
             "use_per_frame_progress_token", model.get("use_per_frame_progress_token", False)
@@ -200,5 +197,5 @@ def read_settings(folder: FilePath) -> dict[str, Any]:
             "temperature": float(model.get("frame_pooling_attn_temperature", 1.0)),
             "prog_token": bool(token),
         }
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no settings of Robometer ({error})".splitlines()[0]) from error

@@ -1,11 +1,11 @@
 """TOPReward: how likely a plain Qwen3-VL finds it that the task was done, log P("True").
 
 Published definition (the released LRM server's reading of github.com/TOPReward/TOPReward): the
-video, a text that claims it shows the task being completed and asks whether that is so, and the log-
-probability of the token "True" after it, l; no generation. There the answer stands in the user's
-turn, without a generation prompt. For one trajectory at a time TOPReward rescales by the least and
-the largest l of its windows (`trajectory=True`); a reward while the robot acts needs a fixed map,
-clip((l + 25) / 20, 0, 1), whose bounds bracket what was seen with the 8B model and its prompt.
+video, a text that claims it shows the task being completed and asks whether that is so, and l, the
+log-probability of the token "True" after it; nothing is generated. The answer stands in the user's
+turn, without a generation prompt. TOPReward itself rescales by the least and the largest l of a
+trajectory's windows, in hindsight (`by_trajectory`); a reward while the robot acts needs a fixed
+map, clip((l + 25) / 20, 0, 1), whose bounds bracket what was seen with the 8B model.
 """
 
 from __future__ import annotations
