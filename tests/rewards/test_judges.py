@@ -1,6 +1,7 @@
 """TOPReward, RoboReward and Robometer against torch computations of the same definitions."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -127,33 +128,35 @@ def video_row(tokenizer, prompt, task, video, end, most, fps):
     return text, pixels
 
 
-def log_p(hf, tokenizer, text, answer, pixels):
-    """log P of the answer's tokens behind `text`, float64."""
-    given = inputs_of(tokenizer, text + answer, pixels, "video")
-    many = given["input_ids"].shape[1] - len(tokenizer.encode(text)[0])
+def log_p(hf, tokenizer, text, answers, pixels):
+    """log P of each answer's tokens behind `text`, float64: one answer of some tokens, or several
+    of one."""
+    given = inputs_of(tokenizer, text + answers[0], pixels, "video")
+    length = len(tokenizer.encode(text)[0])
+    tails = [tokenizer.encode(text + answer)[0][length:] for answer in answers]
+    assert len(answers) == 1 or {len(t) for t in tails} == {1}
     with torch.no_grad():
-        logits = hf(**given, logits_to_keep=many + 1).logits[0, :-1].double()
-    tokens = given["input_ids"][0, -many:]
-    return float(torch.log_softmax(logits, -1)[torch.arange(many), tokens].sum())
+        logits = hf(**given, logits_to_keep=len(tails[0]) + 1).logits[0, :-1].double()
+    p = torch.log_softmax(logits, -1)
+    return [float(p[torch.arange(len(tail)), tail].sum()) for tail in tails]
 
 
 def test_topreward(peer, tokenizer, videos):
-    """Every window of two videos, even, odd and thinned out, against log P(" True") in torch."""
+    """Windows of two videos, even, odd and thinned out, against log P(" True") in torch."""
     folder, hf = peer
     judge = lrm_jax.load_judge("topreward", folder, max_frames=4, low=-20.0, high=-5.0)
     got = judge.score(videos, TASKS, fps=4.0)
     assert got.value.shape == got.raw.shape == (2, 6) and got.valid.all()
-    want = np.zeros((2, 6))
-    for b in range(2):
-        for end in range(6):
-            row = video_row(tokenizer, judge.prompt, TASKS[b], videos[b], end, 4, 4.0)
-            want[b, end] = log_p(hf, tokenizer, row[0], " True", row[1])
-    np.testing.assert_allclose(got.raw, want, atol=TOLERANCE)
-    np.testing.assert_allclose(got.value, np.clip((want + 20) / 15, 0, 1), atol=TOLERANCE)
-    assert np.ptp(want) > 0.05
+    for b, end in ((0, 0), (0, 1), (0, 2), (1, 3), (1, 5)):
+        text, pixels = video_row(tokenizer, judge.prompt, TASKS[b], videos[b], end, 4, 4.0)
+        (want,) = log_p(hf, tokenizer, text, [" True"], pixels)
+        np.testing.assert_allclose(got.raw[b, end], want, atol=TOLERANCE)
+        np.testing.assert_allclose(got.value[b, end], np.clip((want + 20) / 15, 0, 1), atol=1e-5)
+    assert np.ptp(got.raw) > 0.05
     one = judge.score(videos[1], TASKS[1], at=[-1, 2], fps=4.0)
-    np.testing.assert_allclose(one.raw, want[1, [5, 2]], atol=TOLERANCE)
-    assert abs(judge.score(videos[1], TASKS[1], at=[-1], fps=1.0).raw - want[1, 5]) > TOLERANCE
+    np.testing.assert_allclose(one.raw, got.raw[1, [5, 2]], atol=TOLERANCE)
+    late = judge.score(videos[1], TASKS[1], at=[-1], fps=1.0)
+    assert abs(late.raw - got.raw[1, 5]) > TOLERANCE
 
 
 def test_roboreward(peer, tokenizer, videos):
@@ -163,8 +166,8 @@ def test_roboreward(peer, tokenizer, videos):
     got = judge.score(videos, TASKS, at=[0, 4])
     for b in range(2):
         for i, end in enumerate((0, 4)):
-            row = video_row(tokenizer, judge.prompt, TASKS[b], videos[b], end, 16, 1.0)
-            logs = [log_p(hf, tokenizer, row[0], answer, row[1]) for answer in "12345"]
+            text, pixels = video_row(tokenizer, judge.prompt, TASKS[b], videos[b], end, 16, 1.0)
+            logs = log_p(hf, tokenizer, text, "12345", pixels)
             p = np.exp(logs - np.logaddexp.reduce(logs))
             np.testing.assert_allclose(got.distribution[b, i], p, atol=TOLERANCE)
             assert got.raw[b, i] == 1 + p.argmax() and got.value[b, i] == p.argmax() / 4
@@ -207,6 +210,24 @@ def robometer(peer, tokenizer, tmp_path_factory):
     return folder, head
 
 
+@pytest.fixture(scope="module")
+def torch_states(peer, tokenizer, videos):
+    """(last hidden states [S, D], token ids [S]) of the window of three frames up to `end`."""
+
+    @functools.cache
+    def run(prompt, b, end, token):
+        text, frames = prompt.replace("<task>", TASKS[b]).removesuffix("<video>"), shown(end, 3)
+        for number, _ in enumerate(frames, 1):
+            text += f"Picture {number}: {START}{'<|image_pad|>' * 4}{END}{TOKEN if token else ''}"
+        pixels = [patches_of(videos[b, [f, f]]) for f in frames]
+        given = inputs_of(tokenizer, text, pixels, "image")
+        with torch.no_grad():
+            states = peer[1].model(**given).last_hidden_state[0]
+        return states, given["input_ids"][0]
+
+    return run
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -216,7 +237,7 @@ def robometer(peer, tokenizer, tmp_path_factory):
         None,
     ],
 )
-def test_robometer(peer, tokenizer, robometer, videos, tmp_path, settings):
+def test_robometer(peer, tokenizer, robometer, videos, tmp_path, torch_states, settings):
     folder, head = robometer
     if settings is not None:
         folder = shutil.copytree(folder, tmp_path / "copy")
@@ -227,8 +248,7 @@ def test_robometer(peer, tokenizer, robometer, videos, tmp_path, settings):
     model = (settings or {}).get("model", {})
     for b in range(2):
         for i, end in enumerate(ends):
-            states, ids = _states(peer[1], tokenizer, judge.prompt, TASKS[b], videos[b],
-                                  shown(end, 3), bool((settings or {}).get("data")))  # fmt: skip
+            states, ids = torch_states(judge.prompt, b, end, bool((settings or {}).get("data")))
             if (settings or {}).get("data"):
                 x = states[ids == tokenizer.token_id(TOKEN)][-1]
             else:
@@ -247,17 +267,6 @@ def test_robometer(peer, tokenizer, robometer, videos, tmp_path, settings):
             np.testing.assert_allclose(got.value[b, i], p @ bins, atol=TOLERANCE)
             np.testing.assert_allclose(got.raw[b, i], p.argmax() / 9, atol=1e-6)
     assert got.valid.all() and np.ptp(got.value) > 1e-3
-
-
-def _states(hf, tokenizer, prompt, task, video, frames, token):
-    text = prompt.replace("<task>", task).removesuffix("<video>")
-    for number, _ in enumerate(frames, 1):
-        text += f"Picture {number}: {START}{'<|image_pad|>' * 4}{END}{TOKEN if token else ''}"
-    pixels = [patches_of(video[[f, f]]) for f in frames]
-    given = inputs_of(tokenizer, text, pixels, "image")
-    with torch.no_grad():
-        states = hf.model(**given).last_hidden_state[0]
-    return states, given["input_ids"][0]
 
 
 def test_sharing_and_micro_batches_change_nothing(peer, videos, monkeypatch):
