@@ -27,7 +27,7 @@ from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
 from lrm_jax.rewards.heads import Head, by_name
 from lrm_jax.rewards.layout import Layout
-from lrm_jax.rewards.plan import Plan, RowTimes, make_plan, shares_prefix
+from lrm_jax.rewards.plan import Plan, RowTimes, checked_goal, make_plan, shares_prefix
 from lrm_jax.rewards.scores import Scores, tri_of
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -141,7 +141,9 @@ class RewardEngine:
             )
         if 0 in frames.shape[:2]:
             raise UserError("there are no frames to score")
-        goal = self._checked_goal(goal, names, frames.shape[1])
+        goal = checked_goal(
+            goal, [self.heads[n] for n in names], (frames.shape[1], *self.image_size, 3)
+        )
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
         if interval >= len(frames):  # nothing has an earlier frame to be compared with
@@ -164,22 +166,6 @@ class RewardEngine:
             parts=tuple((k, plan.names, plan.frames_per_row) for k, plan in plans.items()),
             interval=interval,
         )
-
-    def _checked_goal(self, goal, names: Sequence[str], count: int):
-        """The goal frames, None where no head of `names` shows them."""
-        shows = [n for n in names if "goal" in self.heads[n].images]
-        if not shows:
-            return None
-        if goal is None:
-            raise UserError(
-                f"head {shows[0]!r} shows <image:goal>: give goal, a frame of the finished task"
-            )
-        if goal.shape != (count, *self.image_size, 3) or goal.dtype != jnp.uint8:
-            raise UserError(
-                f"goal is {goal.dtype}{list(goal.shape)}: need uint8 [{count}, "
-                f"{self.image_size[0]}, {self.image_size[1]}, 3], one for each environment"
-            )
-        return goal
 
     @property
     def compilations(self) -> int:

@@ -109,11 +109,7 @@ class RewardModel:
         single = frames.ndim == 4
         frames = frames[None] if single else frames
         count, time = frames.shape[:2]
-        tasks = [task] * count if isinstance(task, str) else list(task)
-        if len(tasks) != count:
-            raise UserError(
-                f"{count} videos but {len(tasks)} tasks: give one for all or one for each"
-            )
+        tasks = tasks_of(task, count)
         size = self.image_size or self._own_size(frames.shape[2:4])
         if size not in self._engines:
             self._engines[size] = self.engine(image_size=size)
@@ -301,6 +297,14 @@ def _pixels(folder: Path, most: int | None) -> resize.PixelBounds | None:
     if most < 1:
         raise UserError(f"max_pixels is {most}: give a number of pixels, such as 262144")
     return resize.PixelBounds(min(most, found.fewest if found else 1), most)
+
+
+def tasks_of(task: str | Sequence[str], count: int) -> list[str]:
+    """A sentence for each of `count` videos, from one for all or one for each; else UserError."""
+    tasks = [task] * count if isinstance(task, str) else list(task)
+    if len(tasks) != count:
+        raise UserError(f"{count} videos but {len(tasks)} tasks: give one for all or one for each")
+    return tasks
 
 
 def checked_frames(frames: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 
 from lrm_jax.rewards import released
 from lrm_jax.rewards.heads import conversation, nano_heads, read_heads
+from lrm_jax.rewards.judges import prompts
 from lrm_jax.rewards.model import load_reward_model, save_reward_model
 from lrm_jax.run.errors import UserError
 
@@ -124,7 +125,10 @@ def test_the_images_of_progress_can_be_chosen(checkout, goal, initial, images):
 
 
 def test_judges(checkout):
-    assert released.released_judges(checkout) == {
+    found = released.released_judges(checkout)
+    for name, prompt in found.items():
+        prompts.cut(prompt, name, answers=name != "robometer")  # a judge takes it
+    assert found == {
         "topreward": "<|im_start|>user\n<video>A film of a robot that did this: <task>. Is it so? "
         "I say:<answer>",
         "roboreward": "<|im_start|>user\n<video>Marks from 1 to 5, please.\nIt was told: <task>"

@@ -23,7 +23,7 @@ from lrm_jax.rewards.engine import MEMORY_BYTES
 from lrm_jax.rewards.judges import forward, prompts
 from lrm_jax.rewards.judges.paths import Path, Picture, Rows, Writer, merge
 from lrm_jax.rewards.layout import check_sentence
-from lrm_jax.rewards.model import MAX_PIXELS, checked_frames
+from lrm_jax.rewards.model import MAX_PIXELS, checked_frames, tasks_of
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError
 
@@ -108,11 +108,7 @@ class Judge(abc.ABC):
         single = frames.ndim == 4
         frames = frames[None] if single else frames
         count, time = frames.shape[:2]
-        tasks = [task] * count if isinstance(task, str) else list(task)
-        if len(tasks) != count:
-            raise UserError(
-                f"{count} videos but {len(tasks)} tasks: give one for all or one for each"
-            )
+        tasks = tasks_of(task, count)
         for one in tasks:
             check_sentence(one)
         ends = range(time) if at is None else list(at)
