@@ -26,6 +26,7 @@ INSTALL = [
     "orbax-checkpoint>=0.12.8,<0.14",
     "pillow>=11",
     "pyarrow>=18",  # scores.parquet, LeRobot data sets
+    "pyyaml>=6",  # settings of published judges
     "safetensors>=0.5",
     "scipy>=1.14",
     "tensorboardX>=2.6.4",

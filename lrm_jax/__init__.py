@@ -21,6 +21,7 @@ _MODULES = (
     "qwen3_vl", "render", "report", "reward_training", "rewards", "rl", "run",
 )  # fmt: skip
 _OBJECTS = {
+    "load_judge": "lrm_jax.rewards",
     "load_reward_model": "lrm_jax.rewards",
     "RewardModel": "lrm_jax.rewards",
     "Episode": "lrm_jax.episodes",

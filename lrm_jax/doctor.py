@@ -15,6 +15,7 @@ from lrm_jax.run import atomic, cli
 
 _MODEL = flags.DEFINE_string("model", "lrm-nano", "A reward model's name or folder.")
 _ADAPTER = flags.DEFINE_multi_string("adapter", [], "HEAD=FOLDER of a LoRA adapter; may repeat.")
+_HEADS_FILE = flags.DEFINE_string("heads_file", None, door.HEADS_FILE)
 _JSON = flags.DEFINE_string("json", "doctor.json", "File for the findings.")
 _FRAMES = flags.DEFINE_string(
     "frames", None, "A video in which the task is done at the end (default: one of lrm-nano's)."
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     models = [
         load_reward_model(
             _MODEL.value, door.adapter_folders(_ADAPTER.value), dtype,
-            allow_identity_adapter=_IDENTITY.value,
+            allow_identity_adapter=_IDENTITY.value, heads=_HEADS_FILE.value,
         )
         for dtype in ("float32", "bfloat16")
     ]  # fmt: skip

@@ -18,11 +18,18 @@ _ADAPTER = flags.DEFINE_multi_string("adapter", [], "HEAD=FOLDER of a LoRA adapt
 _HEADS = flags.DEFINE_list(
     "heads", None, "Which to ask of progress, completion, contrastive (default: all)."
 )
+_HEADS_FILE = flags.DEFINE_string("heads_file", None, door.HEADS_FILE)
+_GOAL = flags.DEFINE_string(
+    "goal", None, "Picture of the finished task, for heads that show <image:goal>."
+)
 _INTERVAL = flags.DEFINE_integer(
     "interval", 1, "Frames between the two that contrastive compares.", lower_bound=1
 )
 _DECODE = flags.DEFINE_enum(
     "decode", "closed", ["closed"], "closed: the answers' probabilities from one forward."
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", None, "Make larger frames smaller (default: as the checkpoint says).", 1
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
 _IDENTITY = flags.DEFINE_bool(
@@ -39,11 +46,13 @@ def main(argv: list[str]) -> None:
     from lrm_jax.rewards.model import load_reward_model
 
     model = load_reward_model(
-        _MODEL.value, adapters, _DTYPE.value, allow_identity_adapter=_IDENTITY.value
-    )
+        _MODEL.value, adapters, _DTYPE.value, allow_identity_adapter=_IDENTITY.value,
+        heads=_HEADS_FILE.value, max_pixels=_MAX_PIXELS.value,
+    )  # fmt: skip
     done = score.score_inputs(
-        model, argv[1:], _TASK.value, _OUT.value, heads=_HEADS.value, interval=_INTERVAL.value
-    )
+        model, argv[1:], _TASK.value, _OUT.value, heads=_HEADS.value, interval=_INTERVAL.value,
+        goal=_GOAL.value,
+    )  # fmt: skip
     print(
         f"{done['frames']} frames of {done['inputs']} inputs in {done['seconds']:.1f} s: "
         f"{done['frames_per_second']:.1f} frames/s. Results in {_OUT.value}"

@@ -43,6 +43,14 @@ def read_video(path: str | os.PathLike[str]) -> Video:
     return Video(frames, fps)
 
 
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """One picture, uint8 [H, W, 3]: an image file, or the last frame of what `read_video` reads."""
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in IMAGES:
+        return _image(path)
+    return read_video(path).frames[-1]
+
+
 def natural(name: str) -> list[tuple[int, int | str]]:
     """A sorting key by which frame_9 stands before frame_10."""
     parts = re.split(r"(\d+)", name)
@@ -50,22 +58,23 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 
 def _folder(path: Path) -> np.ndarray:
-    from PIL import Image
-
     files = sorted(
         (f for f in path.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith(".")),
         key=lambda f: natural(f.name),
     )
     if not files:
         raise UserError(f"{path}: no image in this folder ({', '.join(IMAGES)})")
-    frames = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{file}: not an image that can be read ({error})") from error
-    return _stacked(frames, path, [f.name for f in files])
+    return _stacked([_image(f) for f in files], path, [f.name for f in files])
+
+
+def _image(file: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file}: not an image that can be read ({error})") from error
 
 
 def _stacked(frames: list[np.ndarray], path: Path, names: list[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ that has made real reward models useless without an error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,14 +90,19 @@ def examine(
 def examine_model(
     model: RewardModel, sample: Sample, rounded: RewardModel | None = None
 ) -> list[Finding]:
-    """`examine` for a loaded model; lrm-nano's frames are compared with its own scenes."""
+    """`examine` for a loaded model; lrm-nano's frames are compared with its own scenes.
+
+    Heads that show a goal are shown the sample's last frame.
+    """
     plain = dataclasses.replace(model, adapters={}, adapter_folders={}, _engines={})
+    shows_goal = any("goal" in head.images for head in model.heads)
+    goal = {"goal": sample.frames[-1]} if shows_goal else {}
     return examine(
-        model.score,
+        functools.partial(model.score, **goal),
         sample,
-        base=plain.score,
+        base=functools.partial(plain.score, **goal),
         adapters=tuple(model.adapters),
-        rounded=None if rounded is None else rounded.score,
+        rounded=None if rounded is None else functools.partial(rounded.score, **goal),
         domain=read_sample().frames if model.name == NANO else None,
     )
 

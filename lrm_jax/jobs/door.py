@@ -12,6 +12,11 @@ from lrm_jax.run import cli, manifest
 from lrm_jax.run.errors import UserError, did_you_mean
 from lrm_jax.run.workdir import Workdir
 
+HEADS_FILE = (
+    "Questions in place of the model's own: default, joint, nano, or a file in the format of "
+    "reward_heads.json."
+)
+
 
 def run_job(
     argv: Sequence[str],
@@ -35,14 +40,17 @@ def run_job(
 
 def adapter_folders(given: list[str]) -> dict[str, str]:
     """{head: folder} of HEAD=FOLDER words; UserError where one is not of this form."""
+    return named(given, "adapter", "progress=adapters/progress", "FOLDER")
+
+
+def named(given: list[str], flag: str, example: str, what: str = "NAME") -> dict[str, str]:
+    """{head: word} of a flag's HEAD=... words; UserError where one is not of this form."""
     found: dict[str, str] = {}
-    for word in given:
-        head, sign, folder = word.partition("=")
-        if not (sign and head and folder):
-            raise UserError(
-                f"--adapter={word}: give HEAD=FOLDER, such as progress=adapters/progress"
-            )
+    for pair in given:
+        head, sign, word = pair.partition("=")
+        if not (sign and head and word):
+            raise UserError(f"--{flag}={pair}: give HEAD={what}, such as {example}")
         if head in found:
-            raise UserError(f"--adapter: head {head!r} is given twice")
-        found[head] = folder
+            raise UserError(f"--{flag}: head {head!r} is given twice")
+        found[head] = word
     return found

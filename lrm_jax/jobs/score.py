@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrm_jax.episodes.video import Video, read_video
+from lrm_jax.episodes.video import Video, read_picture, read_video
 from lrm_jax.report import plots
 from lrm_jax.report.video import Clip, overlay_video
 from lrm_jax.rewards.engine import HEADS
@@ -45,6 +45,7 @@ def score_inputs(
     *,
     heads: Sequence[str] | None = None,
     interval: int = 1,
+    goal: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Scores videos and writes scores.json, scores.parquet, plot.png, overlay.mp4, manifest.json.
 
@@ -53,6 +54,7 @@ def score_inputs(
 
     Returns: {"inputs", "frames", "seconds", "frames_per_second", "folders"}; seconds of scoring,
       compilation included.
+    goal: a picture (or video, its last frame) of the finished task, for heads that show one.
     Raises: UserError for an input that cannot be read, an empty task, an unknown head, an interval
       below 1 or an `out` that cannot be written.
     """
@@ -67,6 +69,7 @@ def score_inputs(
         raise UserError(f"heads: name at least one of {', '.join(known)}")
     if not paths:
         raise UserError("there is nothing to score: give a video, a folder of images or an array")
+    picture = None if goal is None else read_picture(goal)
     out = Path(out)
     videos = [read_video(p) for p in bar(paths, desc="reading", unit="video")]
     inputs = [
@@ -90,8 +93,9 @@ def score_inputs(
     for batch in bar(batches, desc="scoring", unit="batch"):
         before = time.perf_counter()
         scores = model.score(
-            np.stack([one.video.frames for one in batch]), task, heads=heads, interval=interval
-        )
+            np.stack([one.video.frames for one in batch]), task, heads=heads, interval=interval,
+            goal=picture,
+        )  # fmt: skip
         spent += time.perf_counter() - before
         for i, one in enumerate(batch):
             own = _of_video(scores, i)

@@ -11,6 +11,7 @@ from lrm_jax.qwen3_vl.inputs import (
     grid_of,
     grid_tables,
     patchify,
+    patchify_clips,
     rope_positions,
 )
 from lrm_jax.qwen3_vl.model import Qwen3VL, init_params
@@ -36,6 +37,7 @@ __all__ = [
     "init_params",
     "leaves",
     "patchify",
+    "patchify_clips",
     "read_adapter",
     "read_adapters",
     "rope_positions",

@@ -124,18 +124,26 @@ def patchify(frames: jax.Array, config: Config | VisionConfig) -> jax.Array:
     features of a patch in (channel, time, row, column) order. A single frame fills all T time
     slots. Jittable.
     """
+    return patchify_clips(frames[:, None], config)
+
+
+def patchify_clips(clips: jax.Array, config: Config | VisionConfig) -> jax.Array:
+    """`patchify` for the temporal patches of videos: uint8 [N, T, H, W, C], or [N, 1, ...] where
+    one frame fills all time slots."""
     vision = _vision(config)
-    n, height, width, channels = frames.shape
+    n, slots, height, width, channels = clips.shape
     if channels != vision.in_channels:
         raise ValueError(f"frames have {channels} channels, the model takes {vision.in_channels}")
     _, rows, columns = grid_of(vision, height, width)
     merge, patch, time = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
-    x = jnp.asarray(frames).reshape(
-        n, rows // merge, merge, patch, columns // merge, merge, patch, channels
+    if slots not in (1, time):
+        raise ValueError(f"clips have {slots} frames, a temporal patch takes {time}")
+    x = jnp.asarray(clips).reshape(
+        n, slots, rows // merge, merge, patch, columns // merge, merge, patch, channels
     )
-    x = x.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # N, blocks, in block, channel, row, column
+    x = x.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # N, blocks, in block, channel, time, row, column
     x = (x.astype(jnp.float32) - 127.5) / 127.5
-    x = jnp.broadcast_to(x[:, :, :, :, :, :, None], (*x.shape[:6], time, patch, patch))
+    x = jnp.broadcast_to(x, (*x.shape[:6], time, patch, patch))
     return x.reshape(n, rows * columns, vision.patch_features)
 
 

@@ -55,6 +55,7 @@ def read_params(
     config: Config,
     dtype: str = "float32",
     shardings: Any = None,
+    beside: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The parameter tree of a checkpoint folder.
 
@@ -67,6 +68,8 @@ def read_params(
       dtype: "float32" or "bfloat16", of every leaf.
       shardings: a tree of shardings, one a leaf (`lrm_jax.parallel.rules.plan`); every device gets
         its shards straight from the file. None for whole leaves on the default device.
+      beside: tensors whose names begin with one of these are not the network's and stay unread
+        (`read_beside`); elsewhere an unknown tensor is an error.
 
     Raises:
       ValueError: `shardings` is not a tree of this configuration.
@@ -80,6 +83,7 @@ def read_params(
     homes = None if shardings is None else _homes(shardings, wanted)
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(Path(folder), stack)
+        tensors.forget(beside)
         shapes = {name: leaf.shape for leaf in wanted for name in leaf.names}
         extra = {names.HEAD: shapes[names.EMBEDDINGS]} if config.tie_word_embeddings else {}
         tensors.check(shapes, extra)
@@ -104,6 +108,19 @@ def read_params(
                 array[i if leaf.stacked else ...] = leaf.from_file(tensors.read(name))
             node[leaf.path[-1]] = jnp.asarray(array)
     return tree
+
+
+def read_beside(folder: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Tensors of a checkpoint that are no part of the network, float32, by name.
+
+    UserError if one is missing, or a file is unreadable.
+    """
+    with contextlib.ExitStack() as stack:
+        tensors = _Tensors(Path(folder), stack)
+        for name in names:
+            if name not in tensors.where:
+                raise UserError(f"{folder}: no tensor {name} in its safetensors")
+        return {name: tensors.read(name).astype(np.float32) for name in names}
 
 
 def _homes(shardings: Any, wanted: list[names.Leaf]) -> dict[tuple[str, ...], Any]:
@@ -251,6 +268,10 @@ class _Tensors:
                     f"{path}: {name} is {part.get_dtype()}; only {', '.join(_FILE_DTYPES)} are "
                     "read (quantised checkpoints are not supported)"
                 )
+
+    def forget(self, beginnings: tuple[str, ...]) -> None:
+        """Passes over the tensors whose names begin so."""
+        self.where = {n: p for n, p in self.where.items() if not n.startswith(beginnings)}
 
     def read(self, name: str) -> np.ndarray:
         path = self.where[name]

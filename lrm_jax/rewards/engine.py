@@ -27,7 +27,7 @@ from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
 from lrm_jax.rewards.heads import Head, by_name
 from lrm_jax.rewards.layout import Layout
-from lrm_jax.rewards.plan import Plan, RowTimes, make_plan, shares_prefix
+from lrm_jax.rewards.plan import Plan, RowTimes, checked_goal, make_plan, shares_prefix
 from lrm_jax.rewards.scores import Scores, tri_of
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -99,6 +99,7 @@ class RewardEngine:
         interval: int = 1,
         first: jax.Array | None = None,
         sentences: Sequence[str] | None = None,
+        goal: jax.Array | None = None,
     ) -> Scores:
         """Scores every frame. May be called inside a jitted function.
 
@@ -112,10 +113,12 @@ class RewardEngine:
           first: bool [T, N], frames that begin an episode, where episodes end within the rollout;
             frame 0 always begins one. Costs more: frames then no longer share their prefix.
           sentences: in place of the engine's own.
+          goal: uint8 [N, H, W, 3], each environment's task finished; for heads that show it.
         Returns:
           Scores of float32 [T, N] on the device.
         Raises:
-          UserError: frames of another size or type, an unknown head, an interval below 1.
+          UserError: frames of another size or type, an unknown head, an interval below 1, a head
+            that shows a goal without one.
         """
         names = tuple(self.heads) if heads is None else tuple(heads)
         for name in names:
@@ -138,6 +141,9 @@ class RewardEngine:
             )
         if 0 in frames.shape[:2]:
             raise UserError("there are no frames to score")
+        goal = checked_goal(
+            goal, [self.heads[n] for n in names], (frames.shape[1], *self.image_size, 3)
+        )
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
         if interval >= len(frames):  # nothing has an earlier frame to be compared with
@@ -156,6 +162,7 @@ class RewardEngine:
             frames,
             task_ids,
             first,
+            goal,
             parts=tuple((k, plan.names, plan.frames_per_row) for k, plan in plans.items()),
             interval=interval,
         )
@@ -197,22 +204,26 @@ class RewardEngine:
 
     # -- device --------------------------------------------------------------------------------
 
-    def _score_program(self, variables, tables, frames, task_ids, first, *, parts, interval):
+    def _score_program(self, variables, tables, frames, task_ids, first, goal, *, parts, interval):
         """Cuts the environments into groups whose features fit the budget, and scores group by
         group."""
         plans = {number: self._shapes[names, per_row] for number, names, per_row in parts}
         run = functools.partial(self._score_group, variables, tables, plans, interval)
         frames, task_ids = jnp.asarray(frames), jnp.asarray(task_ids, jnp.int32)
         time, count = frames.shape[:2]
-        size = cost.feature_bytes(self.model.config, self.patches, self._itemsize) * time
+        size = cost.feature_bytes(self.model.config, self.patches, self._itemsize)
+        size *= time + (goal is not None)
         size *= len({adapters_file.eyes(variables, number) for number in plans})
         groups = cost.micro_batches(count, self.memory_bytes // size)
         if groups.shape[0] == 1:
-            return run(frames, task_ids, first)
+            return run(frames, task_ids, first, goal)
 
         def one(index):
             return run(
-                frames[:, index], task_ids[index], None if first is None else first[:, index]
+                frames[:, index],
+                task_ids[index],
+                None if first is None else first[:, index],
+                None if goal is None else jnp.asarray(goal)[index],
             )
 
         def join(x):  # [groups, T, size, ...] to [T, N, ...]
@@ -221,15 +232,20 @@ class RewardEngine:
 
         return jax.tree.map(join, jax.lax.map(one, groups))
 
-    def _score_group(self, variables, tables, plans, interval, frames, task_ids, first) -> Scores:
+    def _score_group(
+        self, variables, tables, plans, interval, frames, task_ids, first, goal
+    ) -> Scores:
         time, count = frames.shape[:2]
+        shown = frames.reshape(time * count, *frames.shape[2:])
+        if goal is not None:  # behind the frames: environment n's at time * count + n
+            shown = jnp.concatenate([shown, goal])
         answered: dict[str, scoring.Distribution] = {}
         seen: dict[int, VisionFeatures] = {}  # each frame once for each vision tower
         for (number, plan), own_tables in zip(plans.items(), tables, strict=True):
             own = adapters_file.variables_for(variables, number)
             eyes = adapters_file.eyes(variables, number)
             if eyes not in seen:
-                seen[eyes] = self._encode(own, frames.reshape(time * count, *frames.shape[2:]))
+                seen[eyes] = self._encode(own, shown)
             answered |= self._answers(
                 own, own_tables, plan, interval, seen[eyes], (time, count), task_ids, first
             )
@@ -252,6 +268,7 @@ class RewardEngine:
             f"frame{j}": shown[None, :, j] * count + environments for j in range(shown.shape[1])
         }
         slots["initial"] = start[shown[:, 1]].T * count + environments
+        slots["goal"] = time * count + environments
         sentence = jnp.broadcast_to(task_ids[:, None], (count, rows.rows))
         read = self._ask(variables, tables, plan.layout, features, sentence, slots)
         answered: dict[str, scoring.Distribution] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from lrm_jax.rewards.tokenizer import IM_END, IM_START
 from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError
 
-# Frames that a prompt may show: the episode's first, the one an interval ago, the one being judged.
-IMAGES = ("initial", "previous", "current")
+# Frames that a prompt may show: the episode's first, the one an interval ago, the one being judged,
+# and a picture of the finished task that the user gives.
+IMAGES = ("initial", "previous", "current", "goal")
 FILE = "reward_heads.json"
 _FORMAT = 1
 _MARK = re.compile(r"<(task|image:[a-z]+|answer)>")
@@ -32,7 +34,7 @@ class Head:
     """One closed question.
 
     name: how it is called ("progress", ...).
-    prompt: the whole conversation with `<task>`, `<image:initial|previous|current>` and one
+    prompt: the whole conversation with `<task>`, `<image:initial|previous|current|goal>` and one
       `<answer>`. What stands before the answer in the assistant's turn is the scaffold that the
       model is made to write.
     answers: the texts that may stand at `<answer>`, all different.
@@ -194,31 +196,99 @@ def save_heads(
 ) -> None:
     """Writes `reward_heads.json` into a model folder; `extra` (camera size, ...) goes beside the
     heads."""
+    write_heads(Path(folder) / FILE, heads, extra)
+
+
+def write_heads(
+    path: str | Path, heads: Sequence[Head], extra: dict[str, Any] | None = None
+) -> None:
+    """Writes a file that `read_heads` reads."""
     plain = {"format": _FORMAT, **(extra or {}), "heads": [dataclasses.asdict(h) for h in heads]}
-    atomic.write_json(Path(folder) / FILE, plain)
+    atomic.write_json(path, plain)
 
 
 def load_heads(folder: str | Path) -> tuple[tuple[Head, ...], dict[str, Any]]:
     """Reads what `save_heads` wrote: the heads and the extra entries. UserError names what is
     wrong."""
-    path = Path(folder) / FILE
+    return read_heads(Path(folder) / FILE)
+
+
+def read_heads(path: str | Path) -> tuple[tuple[Head, ...], dict[str, Any]]:
+    """Reads a file of heads: {"format": 1, "heads": [{"name", "prompt", "answers", "values"}]}.
+
+    A head may say `messages` in place of `prompt`: see `from_messages`. Returns the heads and the
+    file's other entries. UserError names the file, the head and what is wrong.
+    """
+    path = Path(path)
     raw = atomic.read_json(path)
     if (
         not isinstance(raw, dict)
         or raw.get("format") != _FORMAT
         or not isinstance(raw.get("heads"), list)
+        or not raw["heads"]
     ):
         raise UserError(f"{path}: not a file of reward heads of format {_FORMAT}")
-    heads = []
-    for entry in raw["heads"]:
-        if not isinstance(entry, dict) or set(entry) != {f.name for f in dataclasses.fields(Head)}:
-            raise UserError(f"{path}: each head needs exactly name, prompt, answers and values")
+    try:
+        heads = tuple(_parsed(entry, i) for i, entry in enumerate(raw["heads"]))
+        by_name(heads)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return heads, {k: v for k, v in raw.items() if k not in ("format", "heads")}
+
+
+def from_messages(messages: Any) -> str:
+    """The prompt of a chat in Qwen's format: [{"role": "system"|"user"|"assistant", "content"}].
+
+    The last turn is the assistant's and holds `<answer>`, behind what the model is made to write.
+    UserError without a head's name: for `read_heads`.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UserError("messages must be a list of turns with role and content")
+    turns = []
+    for turn in messages:
+        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+            raise UserError(f"a turn of messages needs exactly role and content, not {turn!r}")
+        role, content = turn["role"], turn["content"]
+        if role not in ("system", "user", "assistant"):
+            raise UserError(f"role {role!r}: it is system, user or assistant")
+        if not isinstance(content, str) or "<|" in content:
+            raise UserError(f"the {role}'s content must be text without special tokens")
+        turns.append(f"{IM_START}{role}\n{content}{IM_END}")
+    if messages[-1]["role"] != "assistant":
+        raise UserError("the last turn of messages must be the assistant's, with <answer> in it")
+    return "\n".join(turns)
+
+
+def _parsed(entry: Any, number: int) -> Head:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    where = f"head {name!r}" if isinstance(name, str) and name else f"head number {number}"
+    if not isinstance(entry, dict) or set(entry) - {"messages", "prompt"} != {
+        "name", "answers", "values",
+    } or ("messages" in entry) == ("prompt" in entry):  # fmt: skip
+        raise UserError(
+            f"{where}: a head needs exactly name, prompt (or messages), answers and values"
+        )
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: its name must be a text, not {name!r}")
+    answers, values = entry["answers"], entry["values"]
+    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+        raise UserError(f"{where}: answers must be a list of texts, not {answers!r}")
+    if not isinstance(values, list) or not all(_is_number(v) for v in values):
+        raise UserError(f"{where}: values must be a list of numbers, not {values!r}")
+    if "messages" in entry:
         try:
-            heads.append(Head(**entry))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from error
-    by_name(heads)
-    return tuple(heads), {k: v for k, v in raw.items() if k not in ("format", "heads")}
+            prompt = from_messages(entry["messages"])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    else:
+        prompt = entry["prompt"]
+        if not isinstance(prompt, str):
+            raise UserError(f"{where}: its prompt must be a text, not {prompt!r}")
+    return Head(name, prompt, tuple(answers), tuple(values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def fingerprint(heads: Sequence[Head]) -> str:

@@ -264,33 +264,43 @@ def _pad(rows: Sequence[Sequence[int]], bucket: bool) -> list[_Column]:
 
 
 def _answers(head, run, closing, sentences, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Forced tokens for each sentence, and for each answer its tokens behind them.
-
-    Answers are tokenised where they stand, between scaffold and closing text, because a merge
-    across the border would give other tokens than the model would see. What all answers begin with
-    is forced.
-    """
+    """Forced tokens for each sentence, and for each answer its tokens behind them."""
     forced_rows, found = [], None
     for sentence in sentences if None in run else sentences[:1]:
-        before = _fill(run, sentence)
-        rows = [_tokens_up_to(tokenizer, before + a, closing, 0) for a in head.answers]
-        if _one_begins_another(rows):  # then what follows the answer tells where it ends
-            rows = [_tokens_up_to(tokenizer, before + a, closing, 1) for a in head.answers]
-        shared = 0
-        while all(len(r) > shared for r in rows) and len({r[shared] for r in rows}) == 1:
-            shared += 1
-        tails = [r[shared:] for r in rows]
-        if shared == 0 or not all(tails) or _one_begins_another(tails):
-            raise UserError(f"head {head.name!r}: this tokenizer cannot tell its answers apart")
+        try:
+            forced, tails = answer_tokens(tokenizer, _fill(run, sentence), head.answers, closing)
+        except UserError as error:
+            raise UserError(f"head {head.name!r}: {error}") from error
         if found is not None and tails != found:
             raise UserError(
                 f"head {head.name!r}: its answers must not depend on the sentence before them"
             )
         found = tails
-        forced_rows.append(rows[0][:shared])
+        forced_rows.append(forced)
     if None not in run:
         forced_rows *= len(sentences)
     return forced_rows, found
+
+
+def answer_tokens(
+    tokenizer: Tokenizer, before: str, answers: Sequence[str], closing: str
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of `before` with what all answers begin with, and for each answer its tokens then.
+
+    Answers are tokenised where they stand, between scaffold and closing text, because a merge
+    across the border would give other tokens than the model would see. UserError if the tokens do
+    not tell the answers apart.
+    """
+    rows = [_tokens_up_to(tokenizer, before + a, closing, 0) for a in answers]
+    if _one_begins_another(rows):  # then what follows the answer tells where it ends
+        rows = [_tokens_up_to(tokenizer, before + a, closing, 1) for a in answers]
+    shared = 0
+    while all(len(r) > shared for r in rows) and len({r[shared] for r in rows}) == 1:
+        shared += 1
+    tails = [r[shared:] for r in rows]
+    if shared == 0 or not all(tails) or _one_begins_another(tails):
+        raise UserError("this tokenizer cannot tell its answers apart")
+    return rows[0][:shared], tails
 
 
 def _tokens_up_to(tokenizer: Tokenizer, text: str, closing: str, more: int) -> list[int]:

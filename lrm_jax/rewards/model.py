@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrm_jax.lora import files as lora_files
-from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, weights
+from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, weights
+from lrm_jax.rewards import chosen_heads
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.engine import RewardEngine
-from lrm_jax.rewards.heads import Head, default_heads, load_heads, save_heads
+from lrm_jax.rewards.heads import Head, save_heads
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
@@ -39,6 +40,8 @@ class RewardModel:
     name: as the user gave it. folder: where it was read from. params: the parameter tree.
     image_size: (height, width) of the camera it was trained for, pixels, or None for any.
     adapters: adapter trees by head; adapter_folders: where they were read from.
+    pixels: bounds of the checkpoint's image processor, where it has one: frames are then resized as
+      that does (`qwen3_vl.resize`), without one with a triangle filter.
     """
 
     name: str
@@ -51,6 +54,7 @@ class RewardModel:
     image_size: tuple[int, int] | None
     adapters: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     adapter_folders: dict[str, Path] = dataclasses.field(default_factory=dict)
+    pixels: resize.PixelBounds | None = None
     _engines: dict[Any, RewardEngine] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -82,30 +86,31 @@ class RewardModel:
         *,
         interval: int = 1,
         heads: Sequence[str] | None = None,
+        goal: Any = None,
     ) -> Scores:
         """Scores each frame of one video, or of B.
 
         Args:
           frames: uint8 [T, H, W, 3] or [B, T, H, W, 3]. Frames of another size than the model's
-            camera are resized to it (antialiased, each axis on its own).
+            camera are resized to it; a checkpoint with an image processor's settings resizes as
+            that processor does.
           task: the sentence the robot was told; for B videos one sentence or B.
           interval: contrastive compares with the frame this many frames earlier.
           heads: which to ask; all by default.
+          goal: uint8 [H, W, 3] or [B, H, W, 3], a frame of the finished task, for heads that show
+            one.
         Returns:
           Scores of numpy arrays [T] or [B, T].
         Raises:
-          UserError: frames of another type or shape, no frames, an empty task, an unknown head.
+          UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
+            goal that is missing or that no head shows.
         """
-        frames = _checked_frames(frames)
+        frames = checked_frames(frames)
         single = frames.ndim == 4
         frames = frames[None] if single else frames
         count, time = frames.shape[:2]
-        tasks = [task] * count if isinstance(task, str) else list(task)
-        if len(tasks) != count:
-            raise UserError(
-                f"{count} videos but {len(tasks)} tasks: give one for all or one for each"
-            )
-        size = self.image_size or _own_size(frames.shape[2:4], self.config)
+        tasks = tasks_of(task, count)
+        size = self.image_size or self._own_size(frames.shape[2:4])
         if size not in self._engines:
             self._engines[size] = self.engine(image_size=size)
         frames = np.moveaxis(frames, 0, 1)
@@ -113,11 +118,12 @@ class RewardModel:
         frames = np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)])
         scores = self._engines[size].score(
             self.variables,
-            _resize(frames, size),
+            self._resize(frames, size),
             np.arange(count, dtype=np.int32),
             heads=heads,
             interval=interval,
             sentences=tasks,
+            goal=None if goal is None else self._resize(self._goal(goal, count)[None], size)[0],
         )
 
         def user_order(x):
@@ -125,6 +131,34 @@ class RewardModel:
             return x[0] if single else x
 
         return jax.tree.map(user_order, scores)
+
+    def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What frames of `size` are resized to where the model is not tied to a camera."""
+        if self.pixels is None:
+            return resize.nearest_size(*size, self.config, MAX_PIXELS)
+        return resize.image_size(*size, self.config, self.pixels)
+
+    def _resize(self, frames: np.ndarray, size: tuple[int, int]) -> jax.Array:
+        """Frames uint8 [T, B, H, W, 3] at `size`, on the device."""
+        if frames.shape[2:4] == size:
+            return jnp.asarray(frames)
+        resized = resize.linear if self.pixels is None else resize.bicubic
+        return jnp.stack([resized(f, size) for f in frames])
+
+    def _goal(self, goal: Any, count: int) -> np.ndarray:
+        """A user's goal as uint8 [B, H, W, 3]."""
+        if not any("goal" in head.images for head in self.heads):
+            raise UserError("goal: no head of this model shows <image:goal>; leave it out")
+        goal = np.asarray(goal)
+        if goal.ndim == 3:
+            goal = np.repeat(goal[None], count, axis=0)
+        if goal.dtype != np.uint8 or goal.ndim != 4 or goal.shape[3] != 3 or 0 in goal.shape:
+            raise UserError(
+                f"goal is {goal.dtype}{list(goal.shape)}: give uint8 [H, W, 3] or [B, H, W, 3]"
+            )
+        if len(goal) != count:
+            raise UserError(f"{count} videos but {len(goal)} goals: give one for all or one each")
+        return goal
 
     def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
         """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`.
@@ -159,6 +193,8 @@ def load_reward_model(
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     dtype: str = "float32",
     allow_identity_adapter: bool = False,
+    heads: str | os.PathLike[str] | None = None,
+    max_pixels: int | None = None,
 ) -> RewardModel:
     """Loads a reward model.
 
@@ -169,6 +205,10 @@ def load_reward_model(
       adapters: PEFT folders by head; a head without one asks the base model.
       dtype: "float32" or "bfloat16", of parameters and computation. Factors stay float32.
       allow_identity_adapter: accept an adapter whose every lora_B is zero.
+      heads: in place of the model's own: "default", "joint" or "nano", or a file in the format of
+        `reward_heads.json` (`heads.read_heads`).
+      max_pixels: larger frames are made smaller, in place of the bound in the checkpoint's
+        `preprocessor_config.json` (released models: 16.8 million pixels, 16,384 tokens a frame).
     Raises:
       UserError: a folder is missing, damaged or holds another kind of model, or an adapter does not
         fit or does nothing (see `lora.load_peft`).
@@ -185,11 +225,8 @@ def load_reward_model(
         )
     config = weights.read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
-    size = None
-    heads = default_heads()
-    if (folder / heads_file.FILE).is_file():
-        heads, extra = load_heads(folder)
-        size = _image_size(extra.get("image_size"), folder)
+    heads, extra = chosen_heads.choose(folder, heads)
+    size = _image_size(extra.get("image_size"), folder)
     if tokenizer.size > config.text_config.vocab_size:
         raise UserError(
             f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "
@@ -217,6 +254,7 @@ def load_reward_model(
         image_size=size,
         adapters={head: read(where) for head, where in adapters.items()},
         adapter_folders=adapters,
+        pixels=_pixels(folder, max_pixels),
     )
 
 
@@ -252,7 +290,25 @@ def _image_size(raw: Any, folder: Path) -> tuple[int, int] | None:
     return raw[0], raw[1]
 
 
-def _checked_frames(frames: Any) -> np.ndarray:
+def _pixels(folder: Path, most: int | None) -> resize.PixelBounds | None:
+    found = resize.read_bounds(folder)
+    if most is None:
+        return found
+    if most < 1:
+        raise UserError(f"max_pixels is {most}: give a number of pixels, such as 262144")
+    return resize.PixelBounds(min(most, found.fewest if found else 1), most)
+
+
+def tasks_of(task: str | Sequence[str], count: int) -> list[str]:
+    """A sentence for each of `count` videos, from one for all or one for each; else UserError."""
+    tasks = [task] * count if isinstance(task, str) else list(task)
+    if len(tasks) != count:
+        raise UserError(f"{count} videos but {len(tasks)} tasks: give one for all or one for each")
+    return tasks
+
+
+def checked_frames(frames: Any) -> np.ndarray:
+    """A user's frames as an array; UserError unless uint8 [T, H, W, 3] or [B, T, H, W, 3]."""
     frames = np.asarray(frames)
     shape = list(frames.shape)
     if frames.dtype != np.uint8:
@@ -262,25 +318,3 @@ def _checked_frames(frames: Any) -> np.ndarray:
     if 0 in shape:
         raise UserError(f"frames have shape {shape}: there is nothing to score")
     return frames
-
-
-def _own_size(size: tuple[int, int], config: Config) -> tuple[int, int]:
-    """The size nearest to the frames' own that the vision tower takes, at most MAX_PIXELS."""
-    block = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-    shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
-    height, width = (max(1, round(s * shrink / block)) * block for s in size)
-    return height, width
-
-
-def _resize(frames: np.ndarray, size: tuple[int, int]) -> jax.Array:
-    """Frames uint8 [T, B, H, W, 3] at `size`, on the device."""
-    if frames.shape[2:4] == size:
-        return jnp.asarray(frames)
-    return jnp.stack([_resized(f, size) for f in frames])
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _resized(frames: jax.Array, size: tuple[int, int]) -> jax.Array:
-    shape = (frames.shape[0], *size, 3)
-    made = jax.image.resize(frames.astype(jnp.float32), shape, "linear", antialias=True)
-    return jnp.clip(jnp.round(made), 0, 255).astype(jnp.uint8)

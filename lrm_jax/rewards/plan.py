@@ -20,6 +20,7 @@ from lrm_jax.qwen3_vl import Config
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.layout import Layout, Query, build_layout
 from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.run.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ def make_plan(
     """Lays out a row of `heads`; `share=False` gives every question tokens of its own."""
     queries = []
     for j in range(1, frames_per_row + 1):
-        shown = {"initial": "initial", "previous": f"frame{j - 1}", "current": f"frame{j}"}
+        shown = {"previous": f"frame{j - 1}", "current": f"frame{j}"}
+        shown |= {"initial": "initial", "goal": "goal"}
         swapped = shown | {"previous": shown["current"], "current": shown["previous"]}
         for head in heads:
             queries.append(Query(head, tuple(shown[i] for i in head.images)))
@@ -72,6 +74,24 @@ def shares_prefix(heads: Sequence[Head]) -> bool:
     """
     openings = {next(p for p in h.pieces if p[0] != "text") for h in heads}
     return not openings <= {("image", "current"), ("image", "previous")}
+
+
+def checked_goal(goal: Any, heads: Sequence[Head], shape: tuple[int, ...]) -> Any:
+    """`goal`, uint8 of `shape` [N, H, W, 3], or None where none of `heads` shows it; else
+    UserError."""
+    shows = [head.name for head in heads if "goal" in head.images]
+    if not shows:
+        return None
+    if goal is None:
+        raise UserError(
+            f"head {shows[0]!r} shows <image:goal>: give goal, a frame of the finished task"
+        )
+    if goal.shape != shape or goal.dtype != jnp.uint8:
+        raise UserError(
+            f"goal is {goal.dtype}{list(goal.shape)}: need uint8 {list(shape)}, one for each "
+            "environment"
+        )
+    return goal
 
 
 @dataclasses.dataclass(frozen=True)
