@@ -245,10 +245,11 @@ def load_reward_model(
         )
     config = weights.read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
+    source = folder / heads_file.FILE if heads is None else heads
     heads, extra = chosen_heads.choose(folder, heads)
     size = _image_size(extra.get("image_size"), folder)
     correction = calibration.from_plain(
-        extra.get(calibration.ENTRY), heads_file.by_name(heads), str(folder / heads_file.FILE)
+        extra.get(calibration.ENTRY), heads_file.by_name(heads), str(source)
     )
     if tokenizer.size > config.text_config.vocab_size:
         raise UserError(
