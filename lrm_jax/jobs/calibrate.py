@@ -112,12 +112,12 @@ def answers(model: RewardModel, episodes: list) -> dict[str, np.ndarray]:
             target, done = truth(episode, scale)
             change = np.full(len(target), np.nan)
             change[INTERVAL:] = np.sign(target[INTERVAL:] - target[:-INTERVAL])
-            newer = (scores.contrastive[i] + 1) / 2
+            change[change == 0] = np.nan  # no direction
             for name, p, t in (
                 ("progress", scores.distribution[i], target),
-                ("completion", np.stack([1 - scores.completion[i], scores.completion[i]], -1), done),
-                ("contrastive", np.stack([1 - newer, newer], -1), np.where(change == 0, np.nan, change)),
-            ):  # fmt: skip
+                ("completion", _pair(scores.completion[i]), done),
+                ("contrastive", _pair((scores.contrastive[i] + 1) / 2), change),
+            ):
                 keep = scores.valid[name][i] & np.isfinite(t)
                 fitting = np.full(keep.sum(), start + i < len(episodes) // 2)
                 parts[name].append((p[keep], t[keep].astype(np.float32), fitting))
@@ -126,6 +126,10 @@ def answers(model: RewardModel, episodes: list) -> dict[str, np.ndarray]:
         for name, found in parts.items()
         for k, what in enumerate(("probability", "target", "fit"))
     }
+
+
+def _pair(p: np.ndarray) -> np.ndarray:
+    return np.stack([1 - p, p], -1)
 
 
 def fit(answered: Answered, knots: bool) -> HeadCalibration:
