@@ -10,7 +10,7 @@ from absl import flags
 from lrm_jax.jobs import door
 from lrm_jax.run import cli
 
-JOBS = ("open_loop", "closed_loop")
+JOBS = ("open_loop", "closed_loop", "calibrate")
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(

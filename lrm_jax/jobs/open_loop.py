@@ -92,13 +92,7 @@ def score_episodes(model: RewardModel, episodes: list, batch: int = 32) -> list[
         own = model.score(frames, [e.task for e in padded], interval=INTERVAL)
         other = model.score(frames, [other_task(e) for e in padded], interval=INTERVAL)
         for i, episode in enumerate(some):
-            done = episode.progress >= 1.0 - 1e-6
-            if episode.success:
-                first = done_index(episode)
-                target = np.minimum(np.arange(len(done)) / max(first, 1), 1.0)
-                target[first:] = scale(episode.progress[first:])
-            else:
-                target = scale(episode.progress)
+            target, done = truth(episode, scale)
             scored.append(
                 ScoredEpisode(
                     scores=_heads(own, i), target=target, done=done, success=episode.success,
@@ -106,6 +100,18 @@ def score_episodes(model: RewardModel, episodes: list, batch: int = 32) -> list[
                 )
             )  # fmt: skip
     return scored
+
+
+def truth(episode, scale) -> tuple[np.ndarray, np.ndarray]:
+    """What progress should be float [T], and whether the task is done bool [T]; see
+    `score_episodes`. scale: `time_map` of the episodes."""
+    done = episode.progress >= 1.0 - 1e-6
+    if not episode.success:
+        return scale(episode.progress), done
+    first = done_index(episode)
+    target = np.minimum(np.arange(len(done)) / max(first, 1), 1.0)
+    target[first:] = scale(episode.progress[first:])
+    return target, done
 
 
 def other_task(episode) -> str:

@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures, VisionInputs, fixed_grid, grid_of, patchify
 from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
+from lrm_jax.rewards.calibration import HeadCalibration
+from lrm_jax.rewards.calibration import check as check_calibration
 from lrm_jax.rewards.heads import Head, by_name
 from lrm_jax.rewards.layout import Layout
 from lrm_jax.rewards.plan import Plan, RowTimes, checked_goal, make_plan, shares_prefix
@@ -48,6 +50,7 @@ class RewardEngine:
     micro-batch's activations and, apart from it, for the features of one group of environments.
     share: False gives every question tokens of its own (to measure what sharing is worth).
     adapters: for heads that have one, which of variables["adapters"] (from 0) they speak with.
+    calibration: corrections of heads' answers, by head.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class RewardEngine:
         memory_bytes: int = MEMORY_BYTES,
         share: bool = True,
         adapters: Mapping[str, int] | None = None,
+        calibration: Mapping[str, HeadCalibration] | None = None,
     ):
         self.model, self.tokenizer, self.sentences = model, tokenizer, tuple(sentences)
         self.heads, self.adapters = by_name(heads), dict(adapters or {})
@@ -70,6 +74,10 @@ class RewardEngine:
                 raise UserError(
                     f"the reward engine has no use for head {name!r}: {did_you_mean(name, HEADS)}"
                 )
+        self.calibration = dict(calibration or {})
+        for name, correction in self.calibration.items():
+            if name in self.heads:
+                check_calibration(correction, self.heads[name])
         self.image_size = tuple(image_size)
         try:
             _, rows, columns = grid_of(model.config, *self.image_size)
@@ -342,8 +350,10 @@ class RewardEngine:
         values, valid = {}, {}
         for name in HEADS:
             if name in answered:
+                correction = self.calibration.get(name, HeadCalibration())
+                answered[name] = correction.distribution(answered[name])
                 valid[name] = answered[name].valid
-                value = answered[name].expectation(self.heads[name].values)
+                value = correction.value(answered[name].expectation(self.heads[name].values))
                 values[name] = jnp.where(valid[name], value, jnp.nan)
             else:
                 values[name], valid[name] = nothing, jnp.zeros(shape, bool)

@@ -15,8 +15,9 @@ import numpy as np
 
 from lrm_jax.lora import files as lora_files
 from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, weights
-from lrm_jax.rewards import chosen_heads
+from lrm_jax.rewards import calibration, chosen_heads
 from lrm_jax.rewards import heads as heads_file
+from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.engine import RewardEngine
 from lrm_jax.rewards.heads import Head, save_heads
 from lrm_jax.rewards.scores import Scores
@@ -40,6 +41,7 @@ class RewardModel:
     name: as the user gave it. folder: where it was read from. params: the parameter tree.
     image_size: (height, width) of the camera it was trained for, pixels, or None for any.
     adapters: adapter trees by head; adapter_folders: where they were read from.
+    calibration: corrections of heads' answers, by head.
     pixels: bounds of the checkpoint's image processor, where it has one: frames are then resized as
       that does (`qwen3_vl.resize`), without one with a triangle filter.
     """
@@ -55,6 +57,7 @@ class RewardModel:
     adapters: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     adapter_folders: dict[str, Path] = dataclasses.field(default_factory=dict)
     pixels: resize.PixelBounds | None = None
+    calibration: dict[str, HeadCalibration] = dataclasses.field(default_factory=dict)
     _engines: dict[Any, RewardEngine] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -76,7 +79,13 @@ class RewardModel:
             raise UserError(f"{self.name} does not say its camera's size: pass image_size")
         numbers = {head: i for i, head in enumerate(self.adapters)}
         return RewardEngine(
-            self.model, self.heads, self.tokenizer, size, sentences, adapters=numbers, **settings
+            self.model,
+            self.heads,
+            self.tokenizer,
+            size,
+            sentences,
+            adapters=numbers,
+            **({"calibration": self.calibration} | settings),
         )
 
     def score(
@@ -170,7 +179,14 @@ class RewardModel:
                 f"{self.name}: its heads have adapters; save those apart (lora.save_peft), or merge"
             )
         save_reward_model(
-            folder, self.config, self.params, self.heads, self.tokenizer, self.image_size, dtype
+            folder,
+            self.config,
+            self.params,
+            self.heads,
+            self.tokenizer,
+            self.image_size,
+            dtype,
+            self.calibration,
         )
 
     @functools.cached_property
@@ -183,6 +199,8 @@ class RewardModel:
             "prompt_sha256": heads_file.fingerprint(self.heads),
             "tokenizer_sha256": self.tokenizer.digest,
         }
+        if self.calibration:
+            found["calibration"] = calibration.to_plain(self.calibration)
         if self.adapters:
             found["adapter_sha256"] = lora_files.facts(self.adapter_folders)
         return found
@@ -195,6 +213,7 @@ def load_reward_model(
     allow_identity_adapter: bool = False,
     heads: str | os.PathLike[str] | None = None,
     max_pixels: int | None = None,
+    calibrated: bool = True,
 ) -> RewardModel:
     """Loads a reward model.
 
@@ -209,6 +228,7 @@ def load_reward_model(
         `reward_heads.json` (`heads.read_heads`).
       max_pixels: larger frames are made smaller, in place of the bound in the checkpoint's
         `preprocessor_config.json` (released models: 16.8 million pixels, 16,384 tokens a frame).
+      calibrated: apply the calibration that is saved with the heads, if there is one.
     Raises:
       UserError: a folder is missing, damaged or holds another kind of model, or an adapter does not
         fit or does nothing (see `lora.load_peft`).
@@ -225,8 +245,12 @@ def load_reward_model(
         )
     config = weights.read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
+    source = folder / heads_file.FILE if heads is None else heads
     heads, extra = chosen_heads.choose(folder, heads)
     size = _image_size(extra.get("image_size"), folder)
+    correction = calibration.from_plain(
+        extra.get(calibration.ENTRY), heads_file.by_name(heads), str(source)
+    )
     if tokenizer.size > config.text_config.vocab_size:
         raise UserError(
             f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "
@@ -255,6 +279,7 @@ def load_reward_model(
         adapters={head: read(where) for head, where in adapters.items()},
         adapter_folders=adapters,
         pixels=_pixels(folder, max_pixels),
+        calibration=correction if calibrated else {},
     )
 
 
@@ -266,6 +291,7 @@ def save_reward_model(
     tokenizer: Tokenizer,
     image_size: tuple[int, int] | None,
     dtype: str = "bfloat16",
+    corrections: Mapping[str, HeadCalibration] | None = None,
 ) -> None:
     """Writes config.json, model.safetensors, tokenizer.json and reward_heads.json into `folder`."""
     kind = weights.DTYPES[dtype]
@@ -275,7 +301,10 @@ def save_reward_model(
     atomic.write_bytes(
         Path(folder) / "tokenizer.json", tokenizer.inner.to_str(pretty=True).encode()
     )
-    save_heads(folder, heads, {"image_size": None if image_size is None else list(image_size)})
+    extra: dict[str, Any] = {"image_size": None if image_size is None else list(image_size)}
+    if corrections:
+        extra[calibration.ENTRY] = calibration.to_plain(corrections)
+    save_heads(folder, heads, extra)
 
 
 def _image_size(raw: Any, folder: Path) -> tuple[int, int] | None:
