@@ -9,7 +9,7 @@ import numpy as np
 from lrm_jax.evaluation.metrics import brier, crps, ece, mae, nll
 from lrm_jax.jobs import simulated
 from lrm_jax.jobs.collect import collect_stage
-from lrm_jax.jobs.open_loop import INTERVAL, truth
+from lrm_jax.jobs.open_loop import INTERVAL, identity, truth
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.labels import time_map
 from lrm_jax.reward_training import objective
@@ -20,6 +20,7 @@ from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.rewards.scoring import Distribution
 from lrm_jax.run import atomic, config, manifest
 from lrm_jax.run.config import field
+from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
 from lrm_jax.run.workdir import Workdir
 
@@ -64,8 +65,9 @@ def run(raw, workdir: Workdir) -> dict:
     summary.json."""
     job = config.build(CalibrateJob, raw)
     model = load_reward_model(job.model, calibrated=False)
+    check_heads(model)
     judged, arrays = collect_stage(workdir, "validation_episodes", job.held_out, job.evaluate)
-    facts = {"model": model.facts["model_sha256"], "interval": INTERVAL}
+    facts = {"model": identity(model), "interval": INTERVAL}
     stage = workdir.stage("answers", facts, after=[judged])
 
     def compute(folder: Path) -> None:
@@ -77,7 +79,7 @@ def run(raw, workdir: Workdir) -> dict:
     for head in model.heads:
         half = [
             Answered(found[f"{head.name}_probability"][k], found[f"{head.name}_target"][k],
-                     head.values)
+                     tuple(sorted(head.values)))
             for k in (found[f"{head.name}_fit"], ~found[f"{head.name}_fit"])
         ]  # fmt: skip
         fitted[head.name] = fit(half[0], knots=head.name in job.maps)
@@ -99,9 +101,11 @@ def run(raw, workdir: Workdir) -> dict:
 
 def answers(model: RewardModel, episodes: list) -> dict[str, np.ndarray]:
     """HEAD_probability [n, A], HEAD_target [n] and HEAD_fit bool [n] (first half of the episodes)
-    for each head; answers that are not valid and comparisons without a direction are left out."""
+    for each head; answers that are not valid and comparisons without a direction are left out.
+    Answers stand in the order of their values."""
     scale = time_map(episodes)
     parts: dict[str, list[tuple[Any, Any, Any]]] = {head.name: [] for head in model.heads}
+    order = {head.name: np.argsort(head.values) for head in model.heads}
     for start in bar(range(0, len(episodes), BATCH), desc="scoring", unit="batch"):
         some = episodes[start : start + BATCH]
         padded = some + [some[-1]] * (BATCH - len(some))
@@ -118,6 +122,10 @@ def answers(model: RewardModel, episodes: list) -> dict[str, np.ndarray]:
                 ("completion", _pair(scores.completion[i]), done),
                 ("contrastive", _pair((scores.contrastive[i] + 1) / 2), change),
             ):
+                if name not in parts:
+                    continue
+                if name == "progress":
+                    p = p[:, order[name]]
                 keep = scores.valid[name][i] & np.isfinite(t)
                 fitting = np.full(keep.sum(), start + i < len(episodes) // 2)
                 parts[name].append((p[keep], t[keep].astype(np.float32), fitting))
@@ -126,6 +134,17 @@ def answers(model: RewardModel, episodes: list) -> dict[str, np.ndarray]:
         for name, found in parts.items()
         for k, what in enumerate(("probability", "target", "fit"))
     }
+
+
+def check_heads(model: RewardModel) -> None:
+    """UserError where a value does not say how likely the answers were."""
+    for head in model.heads:
+        wanted = {"completion": [0.0, 1.0], "contrastive": [-1.0, 1.0]}.get(head.name)
+        if wanted is not None and sorted(head.values) != wanted:
+            raise UserError(
+                f"calibrate: head {head.name!r} needs two answers with values {wanted}, "
+                f"not {list(head.values)}"
+            )
 
 
 def _pair(p: np.ndarray) -> np.ndarray:

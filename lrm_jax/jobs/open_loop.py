@@ -57,7 +57,7 @@ def judge(
 ) -> dict:
     """The open-loop table of a model on scripted episodes of ``env``, and its files."""
     judged, arrays = collect_stage(workdir, "held_out_episodes", env, collect)
-    facts = {"bars": bars, "model": model.facts["model_sha256"], "interval": INTERVAL}
+    facts = {"bars": bars, "model": identity(model), "interval": INTERVAL}
     stage = workdir.stage("open_loop", facts, after=[*after, judged])
 
     def compute(folder: Path) -> None:
@@ -74,6 +74,11 @@ def judge(
         title="Open-loop evaluation", subtitle=model.name,
     )  # fmt: skip
     return table
+
+
+def identity(model: RewardModel) -> dict:
+    """All that a model's scores depend on, wherever it lies: weights, prompts, calibration."""
+    return {name: fact for name, fact in model.facts.items() if name != "model"}
 
 
 def score_episodes(model: RewardModel, episodes: list, batch: int = 32) -> list[ScoredEpisode]:

@@ -10,7 +10,7 @@ from lrm_jax.qwen3_vl import Qwen3VL, init_params
 from lrm_jax.reward_training.config import NanoSize
 from lrm_jax.reward_training.nano import nano_config
 from lrm_jax.rewards.heads import nano_heads
-from lrm_jax.rewards.model import NANO_FOLDER
+from lrm_jax.rewards.model import NANO_FOLDER, save_reward_model
 from lrm_jax.rewards.tokenizer import Tokenizer
 
 TINY = NanoSize(
@@ -59,6 +59,15 @@ def tiny(tokenizer):
     keys = iter(jax.random.split(jax.random.key(1), 200))
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), params)
     return model, params
+
+
+@pytest.fixture(scope="session")
+def folder(tiny, tokenizer, tmp_path_factory):
+    """`tiny` as a model folder; tests that change files work on a copy."""
+    model, params = tiny
+    path = tmp_path_factory.mktemp("model")
+    save_reward_model(path, model.config, params, nano_heads(), tokenizer, (32, 32), "float32")
+    return path
 
 
 @pytest.fixture(scope="session")

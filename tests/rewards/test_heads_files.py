@@ -14,7 +14,7 @@ from lrm_jax.jobs.score import score_inputs
 from lrm_jax.qwen3_vl import resize
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.heads import Head, joint_heads, nano_heads
-from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model, save_reward_model
+from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
 from lrm_jax.run.errors import UserError
 
 TASK = "put the red cube on the blue plate"
@@ -34,14 +34,6 @@ GOAL = (
         (1.0, -1.0),
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tiny, tokenizer, tmp_path_factory):
-    model, params = tiny
-    path = tmp_path_factory.mktemp("model")
-    save_reward_model(path, model.config, params, nano_heads(), tokenizer, (32, 32), "float32")
-    return path
 
 
 def write(path, heads, **extra):

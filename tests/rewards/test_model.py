@@ -9,19 +9,11 @@ import pytest
 
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.heads import default_heads, load_heads, nano_heads, save_heads
-from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model, save_reward_model
+from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
 from lrm_jax.rewards.scores import NAMES
 from lrm_jax.run.errors import UserError
 
 TASK = "put the red cube on the blue plate"
-
-
-@pytest.fixture(scope="module")
-def folder(tiny, tokenizer, tmp_path_factory):
-    model, params = tiny
-    path = tmp_path_factory.mktemp("model")
-    save_reward_model(path, model.config, params, nano_heads(), tokenizer, (32, 32), "float32")
-    return path
 
 
 @pytest.fixture(scope="module")
