@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,13 @@ import numpy as np
 
 from lrm_jax.lora import files as lora_files
 from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, weights
-from lrm_jax.rewards import calibration, chosen_heads
+from lrm_jax.rewards import calibration, chosen_heads, generated
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.engine import RewardEngine
+from lrm_jax.rewards.generated import Generated
 from lrm_jax.rewards.heads import Head, save_heads
+from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
@@ -32,6 +34,29 @@ MAX_PIXELS = 512 * 512
 # Numbers of frames are rounded up to a multiple of this, so that videos of about one length share a
 # program.
 FRAME_BUCKET = 16
+
+
+DECODES = ("closed", "generate")
+
+
+class _Given(NamedTuple):
+    """What a user gave: frames uint8 [T, B, H, W, 3], whether as one video [T, ...], a task each,
+    goals [B, ...] at the engine's size or None."""
+
+    frames: np.ndarray
+    single: bool
+    tasks: list[str]
+    goal: Any
+    engine: RewardEngine
+
+    @property
+    def time(self) -> int:
+        return len(self.frames)
+
+    def user_order(self, x: Any) -> np.ndarray:
+        """[>= T, B, ...] as [B, T, ...], or [T, ...] for one video."""
+        x = np.moveaxis(np.asarray(x), 0, 1)[:, : self.time]
+        return x[0] if self.single else x
 
 
 @dataclasses.dataclass(eq=False)
@@ -96,6 +121,9 @@ class RewardModel:
         interval: int = 1,
         heads: Sequence[str] | None = None,
         goal: Any = None,
+        decode: str = "closed",
+        max_new_tokens: int | None = None,
+        scaffold: bool = False,
     ) -> Scores:
         """Scores each frame of one video, or of B.
 
@@ -108,38 +136,84 @@ class RewardModel:
           heads: which to ask; all by default.
           goal: uint8 [H, W, 3] or [B, H, W, 3], a frame of the finished task, for heads that show
             one.
+          decode: "closed" reads the answers' probabilities; "generate" lets the model write and
+            reads the text: values of single answers, NaN where it cannot be read, without
+            distribution, entropy and calibration.
+          max_new_tokens, scaffold: for "generate", see `generated.score`.
         Returns:
           Scores of numpy arrays [T] or [B, T].
         Raises:
           UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
-            goal that is missing or that no head shows.
+            goal that is missing or that no head shows; what `generated.score` refuses.
         """
+        if decode not in DECODES:
+            raise UserError(f"decode: {decode!r} is unknown; {did_you_mean(decode, DECODES)}")
+        if decode == "generate":
+            return self.generate(
+                frames, task, interval=interval, heads=heads, goal=goal,
+                max_new_tokens=max_new_tokens, scaffold=scaffold,
+            ).scores  # fmt: skip
+        if max_new_tokens is not None or scaffold:
+            raise UserError("max_new_tokens and scaffold are for decode='generate'")
+        given = self._given(frames, task, goal)
+        extra = -given.time % FRAME_BUCKET
+        frames = np.concatenate([given.frames, np.repeat(given.frames[-1:], extra, axis=0)])
+        scores = given.engine.score(
+            self.variables,
+            self._resize(frames, given.engine.image_size),
+            np.arange(len(given.tasks), dtype=np.int32),
+            heads=heads,
+            interval=interval,
+            sentences=given.tasks,
+            goal=given.goal,
+        )
+        return jax.tree.map(given.user_order, scores)
+
+    def generate(
+        self,
+        frames: Any,
+        task: str | Sequence[str],
+        *,
+        interval: int = 1,
+        heads: Sequence[str] | None = None,
+        goal: Any = None,
+        max_new_tokens: int | None = None,
+        scaffold: bool = False,
+    ) -> Generated:
+        """What `score` with decode="generate" reads, with the texts and how many were not read;
+        arrays [T, ...] or [B, T, ...]."""
+        given = self._given(frames, task, goal)
+        found = generated.score(
+            given.engine,
+            self.variables,
+            self._resize(given.frames, given.engine.image_size),
+            given.tasks,
+            heads=heads,
+            interval=interval,
+            goal=given.goal,
+            max_new_tokens=max_new_tokens,
+            scaffold=scaffold,
+        )
+        return dataclasses.replace(
+            found,
+            scores=jax.tree.map(given.user_order, found.scores),
+            texts={name: given.user_order(texts) for name, texts in found.texts.items()},
+        )
+
+    def _given(self, frames: Any, task: str | Sequence[str], goal: Any) -> _Given:
+        """A user's frames, tasks and goal, checked, and the engine for their size."""
         frames = checked_frames(frames)
         single = frames.ndim == 4
         frames = frames[None] if single else frames
-        count, time = frames.shape[:2]
-        tasks = tasks_of(task, count)
+        tasks = tasks_of(task, len(frames))
+        for sentence in tasks:
+            check_sentence(sentence)
         size = self.image_size or self._own_size(frames.shape[2:4])
         if size not in self._engines:
             self._engines[size] = self.engine(image_size=size)
-        frames = np.moveaxis(frames, 0, 1)
-        extra = -time % FRAME_BUCKET
-        frames = np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)])
-        scores = self._engines[size].score(
-            self.variables,
-            self._resize(frames, size),
-            np.arange(count, dtype=np.int32),
-            heads=heads,
-            interval=interval,
-            sentences=tasks,
-            goal=None if goal is None else self._resize(self._goal(goal, count)[None], size)[0],
-        )
-
-        def user_order(x):
-            x = np.moveaxis(np.asarray(x), 0, 1)[:, :time]
-            return x[0] if single else x
-
-        return jax.tree.map(user_order, scores)
+        if goal is not None:
+            goal = self._resize(self._goal(goal, len(frames))[None], size)[0]
+        return _Given(np.moveaxis(frames, 0, 1), single, tasks, goal, self._engines[size])
 
     def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """What frames of `size` are resized to where the model is not tied to a camera."""
