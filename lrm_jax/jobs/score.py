@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from lrm_jax.episodes.video import Video, read_picture, read_video
 from lrm_jax.report import plots
 from lrm_jax.report.video import Clip, overlay_video
+from lrm_jax.rewards import parsing
 from lrm_jax.rewards.engine import HEADS
+from lrm_jax.rewards.generated import check_decode
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.model import RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
@@ -73,6 +75,11 @@ def score_inputs(
             raise UserError(f"heads: {name!r} is unknown; {did_you_mean(name, known)}")
     if heads is not None and not heads:
         raise UserError(f"heads: name at least one of {', '.join(known)}")
+    check_decode(decode, max_new_tokens, scaffold)
+    if decode == "generate":  # heads that cannot be read are refused before anything is written
+        for head in model.heads:
+            if heads is None or head.name in heads:
+                parsing.reader(head)
     if not paths:
         raise UserError("there is nothing to score: give a video, a folder of images or an array")
     picture = None if goal is None else read_picture(goal)
@@ -97,7 +104,6 @@ def score_inputs(
     ]
     spent, written, unreadable, answers = 0.0, 0, 0, 0
     settings = dict(heads=heads, interval=interval, goal=picture)
-    told = dict(decode=decode, max_new_tokens=max_new_tokens, scaffold=scaffold)
     for batch in bar(batches, desc="scoring", unit="batch"):
         before = time.perf_counter()
         frames = np.stack([one.video.frames for one in batch])
@@ -108,9 +114,9 @@ def score_inputs(
             )
             scores, texts = said.scores, said.texts
             unreadable += sum(said.unreadable.values())
-            answers += sum(int((t != None).sum()) for t in texts.values())  # noqa: E711
+            answers += sum(said.answers.values())
         else:
-            scores = model.score(frames, task, **settings, **told)
+            scores = model.score(frames, task, **settings)
         spent += time.perf_counter() - before
         for i, one in enumerate(batch):
             own = _of_video(scores, i)

@@ -39,7 +39,7 @@ from lrm_jax.rewards.tokenizer import (
     VISION_START,
     Tokenizer,
 )
-from lrm_jax.run.errors import UserError
+from lrm_jax.run.errors import UserError, did_you_mean
 
 # What the released code allows its most talkative head (contrastive, which reasons before it
 # answers). A micro-batch ends with its last row, so answers that stop earlier cost no more for it.
@@ -52,6 +52,20 @@ MEMORY_BYTES = 1 << 30
 MAX_ROWS = 16
 
 
+DECODES = ("closed", "generate")
+
+
+def check_decode(decode: str, max_new_tokens: int | None, scaffold: bool) -> None:
+    """UserError for an unknown way to decode, no room for an answer, and settings of generation
+    where nothing is generated."""
+    if decode not in DECODES:
+        raise UserError(f"decode: {decode!r} is unknown; {did_you_mean(decode, DECODES)}")
+    if decode == "closed" and (max_new_tokens is not None or scaffold):
+        raise UserError("max_new_tokens and scaffold change nothing unless decode is 'generate'")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """What a model wrote about frames, and the scores that were read.
@@ -59,12 +73,13 @@ class Generated:
     scores: of numpy arrays [T, N]; distribution and entropy are NaN. texts: for each head an object
       array [T, N, orders] of texts, scaffold included; comparisons have two orders, (previous,
       current) and swapped; None where nothing was asked. unreadable: texts without a legible
-      answer, by head.
+      answer, by head; answers: all texts, by head.
     """
 
     scores: Scores
     texts: dict[str, np.ndarray]
     unreadable: dict[str, int]
+    answers: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +192,10 @@ def score(
       UserError: an unknown head, an interval or max_new_tokens below 1, no goal for a head that
         shows one, a head whose answers have no key.
     """
+    check_decode("generate", max_new_tokens, scaffold)
     limit = max_new_tokens
     if limit is None:
         limit = MAX_NEW_TOKENS_SCAFFOLD if scaffold else MAX_NEW_TOKENS
-    if limit < 1:
-        raise UserError(f"max_new_tokens is {limit}: it must be at least 1")
     names = asked_heads(heads, engine.heads, interval)
     readers = {name: parsing.reader(engine.heads[name]) for name in names}
     time, count = frames.shape[:2]
@@ -190,7 +204,7 @@ def score(
     if goal is not None:  # behind the frames, as the engine has it
         flat = np.concatenate([flat, goal])
     ends = stops(engine.model.config, engine.tokenizer)
-    texts, values, unreadable = {}, {}, {}
+    texts, values, unreadable, answers = {}, {}, {}, {}
     for number, group in adapters_file.groups(names, engine.adapters).items():
         own = adapters_file.variables_for(variables, number)
         for name in group:
@@ -212,9 +226,10 @@ def score(
                     value = read.read(text)
                     texts[name][tuple(place)] = text
                     said[tuple(place)] = np.nan if value is None else value
-            unreadable[name] = int(np.isnan(said[tuple(places.T)]).sum()) if len(places) else 0
+            unreadable[name] = int(np.isnan(said[tuple(places.T)]).sum())
+            answers[name] = len(places)
             values[name] = _one_value(head, said)
-    return Generated(_scores(values, engine, (time, count)), texts, unreadable)
+    return Generated(_scores(values, engine, (time, count)), texts, unreadable, answers)
 
 
 def _merge(engine: RewardEngine) -> int:

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.engine import RewardEngine
 from lrm_jax.rewards.generated import Generated
+from lrm_jax.rewards.given import Given, checked_frames, tasks_of
 from lrm_jax.rewards.heads import Head, save_heads
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.scores import Scores
@@ -34,29 +35,6 @@ MAX_PIXELS = 512 * 512
 # Numbers of frames are rounded up to a multiple of this, so that videos of about one length share a
 # program.
 FRAME_BUCKET = 16
-
-
-DECODES = ("closed", "generate")
-
-
-class _Given(NamedTuple):
-    """What a user gave: frames uint8 [T, B, H, W, 3], whether as one video [T, ...], a task each,
-    goals [B, ...] at the engine's size or None."""
-
-    frames: np.ndarray
-    single: bool
-    tasks: list[str]
-    goal: Any
-    engine: RewardEngine
-
-    @property
-    def time(self) -> int:
-        return len(self.frames)
-
-    def user_order(self, x: Any) -> np.ndarray:
-        """[>= T, B, ...] as [B, T, ...], or [T, ...] for one video."""
-        x = np.moveaxis(np.asarray(x), 0, 1)[:, : self.time]
-        return x[0] if self.single else x
 
 
 @dataclasses.dataclass(eq=False)
@@ -146,15 +124,12 @@ class RewardModel:
           UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
             goal that is missing or that no head shows; what `generated.score` refuses.
         """
-        if decode not in DECODES:
-            raise UserError(f"decode: {decode!r} is unknown; {did_you_mean(decode, DECODES)}")
+        generated.check_decode(decode, max_new_tokens, scaffold)
         if decode == "generate":
             return self.generate(
                 frames, task, interval=interval, heads=heads, goal=goal,
                 max_new_tokens=max_new_tokens, scaffold=scaffold,
             ).scores  # fmt: skip
-        if max_new_tokens is not None or scaffold:
-            raise UserError("max_new_tokens and scaffold are for decode='generate'")
         given = self._given(frames, task, goal)
         extra = -given.time % FRAME_BUCKET
         frames = np.concatenate([given.frames, np.repeat(given.frames[-1:], extra, axis=0)])
@@ -200,7 +175,7 @@ class RewardModel:
             texts={name: given.user_order(texts) for name, texts in found.texts.items()},
         )
 
-    def _given(self, frames: Any, task: str | Sequence[str], goal: Any) -> _Given:
+    def _given(self, frames: Any, task: str | Sequence[str], goal: Any) -> Given:
         """A user's frames, tasks and goal, checked, and the engine for their size."""
         frames = checked_frames(frames)
         single = frames.ndim == 4
@@ -213,7 +188,7 @@ class RewardModel:
             self._engines[size] = self.engine(image_size=size)
         if goal is not None:
             goal = self._resize(self._goal(goal, len(frames))[None], size)[0]
-        return _Given(np.moveaxis(frames, 0, 1), single, tasks, goal, self._engines[size])
+        return Given(np.moveaxis(frames, 0, 1), single, tasks, goal, self._engines[size])
 
     def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """What frames of `size` are resized to where the model is not tied to a camera."""
@@ -400,24 +375,3 @@ def _pixels(folder: Path, most: int | None) -> resize.PixelBounds | None:
     if most < 1:
         raise UserError(f"max_pixels is {most}: give a number of pixels, such as 262144")
     return resize.PixelBounds(min(most, found.fewest if found else 1), most)
-
-
-def tasks_of(task: str | Sequence[str], count: int) -> list[str]:
-    """A sentence for each of `count` videos, from one for all or one for each; else UserError."""
-    tasks = [task] * count if isinstance(task, str) else list(task)
-    if len(tasks) != count:
-        raise UserError(f"{count} videos but {len(tasks)} tasks: give one for all or one for each")
-    return tasks
-
-
-def checked_frames(frames: Any) -> np.ndarray:
-    """A user's frames as an array; UserError unless uint8 [T, H, W, 3] or [B, T, H, W, 3]."""
-    frames = np.asarray(frames)
-    shape = list(frames.shape)
-    if frames.dtype != np.uint8:
-        raise UserError(f"frames are {frames.dtype}: give uint8, 0 to 255")
-    if frames.ndim not in (4, 5) or shape[-1] != 3:
-        raise UserError(f"frames have shape {shape}: give [T, H, W, 3] or [B, T, H, W, 3]")
-    if 0 in shape:
-        raise UserError(f"frames have shape {shape}: there is nothing to score")
-    return frames

@@ -23,7 +23,8 @@ from lrm_jax.rewards.engine import MEMORY_BYTES
 from lrm_jax.rewards.judges import forward, prompts
 from lrm_jax.rewards.judges.paths import Path, Picture, Rows, Writer, merge
 from lrm_jax.rewards.layout import check_sentence
-from lrm_jax.rewards.model import MAX_PIXELS, checked_frames, tasks_of
+from lrm_jax.rewards.given import checked_frames, tasks_of
+from lrm_jax.rewards.model import MAX_PIXELS
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError
 
