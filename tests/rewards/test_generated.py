@@ -109,7 +109,7 @@ def test_what_is_said_is_scored(model, tokenizer, videos, monkeypatch, scaffold)
 
 
 def test_one_unreadable_order_spoils_a_comparison(model, tokenizer, frames, monkeypatch):
-    first, second = ('{"more_complete_image": "Image%s"}' % i for i in "AB")
+    first, second = (json.dumps({"more_complete_image": f"Image{i}"}) for i in "AB")
     said = [second, "both", second, first]
     speaks(monkeypatch, tokenizer, lambda prompt, row: said[row % 4])
     got = model.generate(frames[:3, 0], TASKS[0], heads=["contrastive"], max_new_tokens=32)
