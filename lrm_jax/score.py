@@ -26,7 +26,15 @@ _INTERVAL = flags.DEFINE_integer(
     "interval", 1, "Frames between the two that contrastive compares.", lower_bound=1
 )
 _DECODE = flags.DEFINE_enum(
-    "decode", "closed", ["closed"], "closed: the answers' probabilities from one forward."
+    "decode", "closed", ["closed", "generate"],
+    "closed: the answers' probabilities from one forward. generate: the model writes, and the text "
+    "is read.",
+)  # fmt: skip
+_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "With --decode=generate: tokens of an answer (default: 512, 32).", 1
+)
+_SCAFFOLD = flags.DEFINE_bool(
+    "scaffold", False, "With --decode=generate: the model goes on behind the answer's JSON key."
 )
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels", None, "Make larger frames smaller (default: as the checkpoint says).", 1
@@ -51,8 +59,14 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     done = score.score_inputs(
         model, argv[1:], _TASK.value, _OUT.value, heads=_HEADS.value, interval=_INTERVAL.value,
-        goal=_GOAL.value,
+        goal=_GOAL.value, decode=_DECODE.value, max_new_tokens=_NEW_TOKENS.value,
+        scaffold=_SCAFFOLD.value,
     )  # fmt: skip
+    if _DECODE.value == "generate":
+        print(
+            f"{done['unreadable']} of {done['answers']} generated answers could not be read; they "
+            "are invalid, not scores"
+        )
     print(
         f"{done['frames']} frames of {done['inputs']} inputs in {done['seconds']:.1f} s: "
         f"{done['frames_per_second']:.1f} frames/s. Results in {_OUT.value}"

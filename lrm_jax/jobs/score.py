@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from lrm_jax.episodes.video import Video, read_picture, read_video
 from lrm_jax.report import plots
 from lrm_jax.report.video import Clip, overlay_video
+from lrm_jax.rewards import parsing
 from lrm_jax.rewards.engine import HEADS
+from lrm_jax.rewards.generated import check_decode
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.model import RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
@@ -46,15 +48,21 @@ def score_inputs(
     heads: Sequence[str] | None = None,
     interval: int = 1,
     goal: str | os.PathLike[str] | None = None,
+    decode: str = "closed",
+    max_new_tokens: int | None = None,
+    scaffold: bool = False,
 ) -> dict[str, Any]:
     """Scores videos and writes scores.json, scores.parquet, plot.png, overlay.mp4, manifest.json.
 
     One input's files go into `out`; several inputs' into `out/NAME`, a number added where names
     repeat. All inputs are read before anything is written, so that a bad one loses nothing.
 
-    Returns: {"inputs", "frames", "seconds", "frames_per_second", "folders"}; seconds of scoring,
-      compilation included.
+    Returns: {"inputs", "frames", "seconds", "frames_per_second", "folders", "unreadable",
+      "answers"}; seconds of scoring, compilation included; how many generated answers could not be
+      read, of how many.
     goal: a picture (or video, its last frame) of the finished task, for heads that show one.
+    decode, max_new_tokens, scaffold: as in `RewardModel.score`. Generated texts go into
+      scores.json.
     Raises: UserError for an input that cannot be read, an empty task, an unknown head, an interval
       below 1 or an `out` that cannot be written.
     """
@@ -67,6 +75,11 @@ def score_inputs(
             raise UserError(f"heads: {name!r} is unknown; {did_you_mean(name, known)}")
     if heads is not None and not heads:
         raise UserError(f"heads: name at least one of {', '.join(known)}")
+    check_decode(decode, max_new_tokens, scaffold)
+    if decode == "generate":  # heads that cannot be read are refused before anything is written
+        for head in model.heads:
+            if heads is None or head.name in heads:
+                parsing.reader(head)
     if not paths:
         raise UserError("there is nothing to score: give a video, a folder of images or an array")
     picture = None if goal is None else read_picture(goal)
@@ -89,25 +102,35 @@ def score_inputs(
     batches = [
         group[at : at + BATCH] for group in groups.values() for at in range(0, len(group), BATCH)
     ]
-    spent, written = 0.0, 0
+    spent, written, unreadable, answers = 0.0, 0, 0, 0
+    settings = dict(heads=heads, interval=interval, goal=picture)
     for batch in bar(batches, desc="scoring", unit="batch"):
         before = time.perf_counter()
-        scores = model.score(
-            np.stack([one.video.frames for one in batch]), task, heads=heads, interval=interval,
-            goal=picture,
-        )  # fmt: skip
+        frames = np.stack([one.video.frames for one in batch])
+        texts: dict[str, np.ndarray] = {}
+        if decode == "generate":
+            said = model.generate(
+                frames, task, **settings, max_new_tokens=max_new_tokens, scaffold=scaffold
+            )
+            scores, texts = said.scores, said.texts
+            unreadable += sum(said.unreadable.values())
+            answers += sum(said.answers.values())
+        else:
+            scores = model.score(frames, task, **settings)
         spent += time.perf_counter() - before
         for i, one in enumerate(batch):
             own = _of_video(scores, i)
-            _write(one, own, task, model, interval, written)
+            _write(one, own, task, model, interval, written, {k: t[i] for k, t in texts.items()})
             written += 1
-    frames = sum(len(one.video.frames) for one in inputs)
+    total = sum(len(one.video.frames) for one in inputs)
     return {
         "inputs": len(inputs),
-        "frames": frames,
+        "frames": total,
         "seconds": spent,
-        "frames_per_second": frames / spent,
+        "frames_per_second": total / spent,
         "folders": [str(one.folder) for one in inputs],
+        "unreadable": unreadable,
+        "answers": answers,
     }
 
 
@@ -166,12 +189,21 @@ def _folders(paths: Sequence[str | os.PathLike[str]], out: Path) -> list[Path]:
 
 
 def _write(
-    one: Input, scores: Scores, task: str, model: RewardModel, interval: int, episode: int
+    one: Input,
+    scores: Scores,
+    task: str,
+    model: RewardModel,
+    interval: int,
+    episode: int,
+    texts: Mapping[str, np.ndarray],
 ) -> None:
     frames, fps = one.video
     content = as_json(scores, task, model.name) | {
         "input": str(one.path), "fps": fps, "interval": interval,
+        "decode": "generate" if texts else "closed",
     }  # fmt: skip
+    for name, said in texts.items():  # comparisons: a text for each order
+        content["heads"][name]["texts"] = said.tolist()
     asked = {name: np.asarray(getattr(scores, name)) for name in HEADS}
     # A video of one frame has no comparison; a head that said nothing at all gets no curve.
     curves = {k: v for k, v in asked.items() if np.asarray(scores.valid[k]).any()} or asked

@@ -29,7 +29,14 @@ from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.calibration import check as check_calibration
 from lrm_jax.rewards.heads import Head, by_name
 from lrm_jax.rewards.layout import Layout
-from lrm_jax.rewards.plan import Plan, RowTimes, checked_goal, make_plan, shares_prefix
+from lrm_jax.rewards.plan import (
+    Plan,
+    RowTimes,
+    asked_heads,
+    checked_goal,
+    make_plan,
+    shares_prefix,
+)
 from lrm_jax.rewards.scores import Scores, tri_of
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -128,16 +135,7 @@ class RewardEngine:
           UserError: frames of another size or type, an unknown head, an interval below 1, a head
             that shows a goal without one.
         """
-        names = tuple(self.heads) if heads is None else tuple(heads)
-        for name in names:
-            if name not in self.heads:
-                raise UserError(
-                    f"heads: {name!r} is not one of this model's: {did_you_mean(name, self.heads)}"
-                )
-        if not names:
-            raise UserError("heads: name at least one")
-        if interval < 1:
-            raise UserError(f"interval is {interval}: it counts frames and must be at least 1")
+        names = asked_heads(heads, self.heads, interval)
         if (
             frames.ndim != 5
             or frames.shape[2:] != (*self.image_size, 3)

@@ -15,11 +15,14 @@ import numpy as np
 
 from lrm_jax.lora import files as lora_files
 from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, weights
-from lrm_jax.rewards import calibration, chosen_heads
+from lrm_jax.rewards import calibration, chosen_heads, generated
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.engine import RewardEngine
+from lrm_jax.rewards.generated import Generated
+from lrm_jax.rewards.given import Given, checked_frames, tasks_of
 from lrm_jax.rewards.heads import Head, save_heads
+from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
@@ -96,6 +99,9 @@ class RewardModel:
         interval: int = 1,
         heads: Sequence[str] | None = None,
         goal: Any = None,
+        decode: str = "closed",
+        max_new_tokens: int | None = None,
+        scaffold: bool = False,
     ) -> Scores:
         """Scores each frame of one video, or of B.
 
@@ -108,38 +114,81 @@ class RewardModel:
           heads: which to ask; all by default.
           goal: uint8 [H, W, 3] or [B, H, W, 3], a frame of the finished task, for heads that show
             one.
+          decode: "closed" reads the answers' probabilities; "generate" lets the model write and
+            reads the text: values of single answers, NaN where it cannot be read, without
+            distribution, entropy and calibration.
+          max_new_tokens, scaffold: for "generate", see `generated.score`.
         Returns:
           Scores of numpy arrays [T] or [B, T].
         Raises:
           UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
-            goal that is missing or that no head shows.
+            goal that is missing or that no head shows; what `generated.score` refuses.
         """
+        generated.check_decode(decode, max_new_tokens, scaffold)
+        if decode == "generate":
+            return self.generate(
+                frames, task, interval=interval, heads=heads, goal=goal,
+                max_new_tokens=max_new_tokens, scaffold=scaffold,
+            ).scores  # fmt: skip
+        given = self._given(frames, task, goal)
+        extra = -given.time % FRAME_BUCKET
+        frames = np.concatenate([given.frames, np.repeat(given.frames[-1:], extra, axis=0)])
+        scores = given.engine.score(
+            self.variables,
+            self._resize(frames, given.engine.image_size),
+            np.arange(len(given.tasks), dtype=np.int32),
+            heads=heads,
+            interval=interval,
+            sentences=given.tasks,
+            goal=given.goal,
+        )
+        return jax.tree.map(given.user_order, scores)
+
+    def generate(
+        self,
+        frames: Any,
+        task: str | Sequence[str],
+        *,
+        interval: int = 1,
+        heads: Sequence[str] | None = None,
+        goal: Any = None,
+        max_new_tokens: int | None = None,
+        scaffold: bool = False,
+    ) -> Generated:
+        """What `score` with decode="generate" reads, with the texts and how many were not read;
+        arrays [T, ...] or [B, T, ...]."""
+        given = self._given(frames, task, goal)
+        found = generated.score(
+            given.engine,
+            self.variables,
+            self._resize(given.frames, given.engine.image_size),
+            given.tasks,
+            heads=heads,
+            interval=interval,
+            goal=given.goal,
+            max_new_tokens=max_new_tokens,
+            scaffold=scaffold,
+        )
+        return dataclasses.replace(
+            found,
+            scores=jax.tree.map(given.user_order, found.scores),
+            texts={name: given.user_order(texts) for name, texts in found.texts.items()},
+        )
+
+    def _given(self, frames: Any, task: str | Sequence[str], goal: Any) -> Given:
+        """A user's frames, tasks and goal, checked, and the engine for their size."""
         frames = checked_frames(frames)
         single = frames.ndim == 4
         frames = frames[None] if single else frames
-        count, time = frames.shape[:2]
-        tasks = tasks_of(task, count)
+        tasks = tasks_of(task, len(frames))
+        for sentence in tasks:
+            check_sentence(sentence)
         size = self.image_size or self._own_size(frames.shape[2:4])
         if size not in self._engines:
             self._engines[size] = self.engine(image_size=size)
-        frames = np.moveaxis(frames, 0, 1)
-        extra = -time % FRAME_BUCKET
-        frames = np.concatenate([frames, np.repeat(frames[-1:], extra, axis=0)])
-        scores = self._engines[size].score(
-            self.variables,
-            self._resize(frames, size),
-            np.arange(count, dtype=np.int32),
-            heads=heads,
-            interval=interval,
-            sentences=tasks,
-            goal=None if goal is None else self._resize(self._goal(goal, count)[None], size)[0],
-        )
-
-        def user_order(x):
-            x = np.moveaxis(np.asarray(x), 0, 1)[:, :time]
-            return x[0] if single else x
-
-        return jax.tree.map(user_order, scores)
+        if goal is not None:
+            goal = self._resize(self._goal(goal, len(frames))[None], size)[0]
+        return Given(np.moveaxis(frames, 0, 1), single, tasks, goal, self._engines[size])
 
     def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """What frames of `size` are resized to where the model is not tied to a camera."""
@@ -326,24 +375,3 @@ def _pixels(folder: Path, most: int | None) -> resize.PixelBounds | None:
     if most < 1:
         raise UserError(f"max_pixels is {most}: give a number of pixels, such as 262144")
     return resize.PixelBounds(min(most, found.fewest if found else 1), most)
-
-
-def tasks_of(task: str | Sequence[str], count: int) -> list[str]:
-    """A sentence for each of `count` videos, from one for all or one for each; else UserError."""
-    tasks = [task] * count if isinstance(task, str) else list(task)
-    if len(tasks) != count:
-        raise UserError(f"{count} videos but {len(tasks)} tasks: give one for all or one for each")
-    return tasks
-
-
-def checked_frames(frames: Any) -> np.ndarray:
-    """A user's frames as an array; UserError unless uint8 [T, H, W, 3] or [B, T, H, W, 3]."""
-    frames = np.asarray(frames)
-    shape = list(frames.shape)
-    if frames.dtype != np.uint8:
-        raise UserError(f"frames are {frames.dtype}: give uint8, 0 to 255")
-    if frames.ndim not in (4, 5) or shape[-1] != 3:
-        raise UserError(f"frames have shape {shape}: give [T, H, W, 3] or [B, T, H, W, 3]")
-    if 0 in shape:
-        raise UserError(f"frames have shape {shape}: there is nothing to score")
-    return frames

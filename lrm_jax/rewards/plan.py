@@ -10,7 +10,7 @@ progress and completion look at.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from lrm_jax.qwen3_vl import Config
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.layout import Layout, Query, build_layout
 from lrm_jax.rewards.tokenizer import Tokenizer
-from lrm_jax.run.errors import UserError
+from lrm_jax.run.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +74,24 @@ def shares_prefix(heads: Sequence[Head]) -> bool:
     """
     openings = {next(p for p in h.pieces if p[0] != "text") for h in heads}
     return not openings <= {("image", "current"), ("image", "previous")}
+
+
+def asked_heads(
+    names: Sequence[str] | None, known: Mapping[str, Head], interval: int
+) -> tuple[str, ...]:
+    """The heads to ask, all that are `known` by default; UserError for an unknown one, for none,
+    and for an interval below 1."""
+    names = tuple(known) if names is None else tuple(names)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"heads: {name!r} is not one of this model's: {did_you_mean(name, known)}"
+            )
+    if not names:
+        raise UserError("heads: name at least one")
+    if interval < 1:
+        raise UserError(f"interval is {interval}: it counts frames and must be at least 1")
+    return names
 
 
 def checked_goal(goal: Any, heads: Sequence[Head], shape: tuple[int, ...]) -> Any:

@@ -68,6 +68,20 @@ def test_files_hold_what_the_model_says(model, frames, scored):
     assert "model_sha256" in json.loads((out / "manifest.json").read_text())["hashes"]
 
 
+def test_generated_answers_that_cannot_be_read_are_null(model, frames, tmp_path):
+    """lrm-nano learned to answer behind the scaffold, not to close its JSON."""
+    np.save(tmp_path / "frames.npy", frames[:2])
+    facts = score_inputs(
+        model, [tmp_path / "frames.npy"], TASK, tmp_path / "out", heads=["progress"],
+        decode="generate", max_new_tokens=4,
+    )  # fmt: skip
+    assert facts["unreadable"] == facts["answers"] == 2
+    got = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert got["decode"] == "generate"
+    assert got["heads"]["progress"]["value"] == [None, None]
+    assert [len(t) for t in got["heads"]["progress"]["texts"]] == [1, 1]
+
+
 def test_many_inputs_of_every_kind(model, frames, scored, tmp_path):
     (tmp_path / "images").mkdir()
     for i, frame in enumerate(frames):
@@ -171,6 +185,8 @@ def test_bad_inputs_write_nothing(model, tmp_path, make, message):
         (dict(heads=[]), "at least one"),
         (dict(interval=0), "interval"),
         (dict(paths=[]), "nothing to score"),
+        (dict(decode="open"), "decode: 'open' is unknown"),
+        (dict(scaffold=True), "change nothing"),
         (dict(out="frames.npy/x"), "cannot be written"),
     ],
 )
@@ -191,6 +207,7 @@ def test_bad_settings(model, frames, tmp_path, monkeypatch, change, message):
         (["--out=o", "a.mp4"], "task"),
         (["--task=x", "--out=o", "--model=lrm-nan", "a.mp4"], "no such model"),
         (["--task=x", "--out=o", "--adapter=progress", "a.mp4"], "HEAD=FOLDER"),
+        (["--task=x", "--out=o", "--decode=open", "a.mp4"], "closed|generate"),
     ],
 )
 def test_the_door_exits_with_2_and_one_line(tmp_path, words, message):

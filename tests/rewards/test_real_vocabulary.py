@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lrm_jax.benchmarks import peers
 from lrm_jax.qwen3_vl import patchify
+from lrm_jax.rewards import generated
 from lrm_jax.rewards.heads import default_heads, joint_heads
 from lrm_jax.rewards.model import load_reward_model
 
@@ -118,3 +119,34 @@ def test_scores_equal_teacher_forcing_in_transformers(pair, qwen, heads):
             np.testing.assert_allclose(got.contrastive[t, n], want, atol=2e-4)
     # Not a comparison of constants.
     assert np.ptp(got.distribution) > 0.05 and np.nanstd(got.contrastive) > 1e-3
+
+
+@pytest.mark.parametrize("scaffold", [False, True])
+def test_generated_tokens_equal_transformers(pair, qwen, scaffold):
+    hf, model = pair
+    config, (head,) = model.config, [h for h in default_heads() if h.name == "contrastive"]
+    frames = np.random.default_rng(1).integers(0, 256, (3, IMAGE, IMAGE, 3), np.uint8)
+    shown, grid = np.array([[0, 1], [2, 0]]), IMAGE // config.vision_config.patch_size
+    asked = [generated.prompt(head, t, qwen, grid * grid // 4, scaffold) for t in TASKS]
+    ends = generated.stops(config, qwen)
+    with jax.default_matmul_precision("highest"):
+        got = generated.write(
+            model.model, {"params": model.params}, [p.tokens for p in asked], frames, shown, ends, 9
+        )
+        patches = np.asarray(patchify(jax.numpy.asarray(frames), config))
+    for row, own, images in zip(asked, got, shown, strict=True):
+        ids = torch.tensor([row.tokens])
+        with torch.no_grad():
+            want = hf.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == qwen.token_id("<|image_pad|>")).long(),
+                pixel_values=torch.from_numpy(np.concatenate(patches[images])),
+                image_grid_thw=torch.tensor([[1, grid, grid]] * 2),
+                max_new_tokens=9, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0],
+            )[0, ids.shape[1] :].tolist()  # fmt: skip
+        assert own == [t for t in want if t not in ends] and len(set(own)) > 1
+    assert got[0] != got[1]
+    if scaffold:
+        assert asked[0].tokens == qwen.encode(qwen.inner.decode(asked[0].tokens, False))[0]
+        assert asked[0].begun.startswith('{"more_complete_image": "')

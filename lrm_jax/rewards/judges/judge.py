@@ -20,10 +20,11 @@ import numpy as np
 
 from lrm_jax.qwen3_vl import Config, Qwen3VL, grid_of, resize
 from lrm_jax.rewards.engine import MEMORY_BYTES
+from lrm_jax.rewards.given import checked_frames, tasks_of
 from lrm_jax.rewards.judges import forward, prompts
 from lrm_jax.rewards.judges.paths import Path, Picture, Rows, Writer, merge
 from lrm_jax.rewards.layout import check_sentence
-from lrm_jax.rewards.model import MAX_PIXELS, checked_frames, tasks_of
+from lrm_jax.rewards.model import MAX_PIXELS
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError
 
