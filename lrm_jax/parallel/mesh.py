@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lrm_jax.parallel import rows
 from lrm_jax.run.errors import UserError, did_you_mean
 
 AXES = ("data", "fsdp", "tensor")
@@ -113,13 +114,11 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     the batch, so that parameters are gathered and activations stay where they are. Axes that the
     mesh lacks are left out.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) & set(mesh.axis_names):
+    if not rows.axes_present(AXES):
         return x
 
     def known(axis):
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        return tuple(n for n in names if n in mesh.axis_names) or None
+        return rows.axes_present((axis,) if isinstance(axis, str) else axis or ()) or None
 
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(known, axes)))
 
