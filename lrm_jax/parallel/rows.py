@@ -1,9 +1,10 @@
 """Work on independent rows, the shards of a mesh side by side.
 
 Two ways to say that rows never meet. `apart` hands each device its own rows and nothing else:
-physics, whose loops would otherwise ask all devices each turn whether any row goes on. `side_by_side`
-keeps the compiler's automatic partition of everything but the rows: a network whose parameters are
-cut, run by index arithmetic (micro-batches, features that rows share) that stays within a shard.
+physics, whose loops would otherwise ask all devices each turn whether any row goes on.
+`side_by_side` keeps the compiler's automatic partition of everything but the rows: a network whose
+parameters are cut, run by index arithmetic (micro-batches, features that rows share) that stays
+within a shard.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def shards(axes: tuple[str, ...]) -> int:
 def apart(function: Callable[..., Any], axes: tuple[str, ...]) -> Callable[..., Any]:
     """`function` of arrays whose first axis is rows, run by each device on its own rows.
 
-    All arguments and results are trees of arrays [N, ...] with N a multiple of `shards(axes)`; row i
-    of the results may depend on row i of the arguments alone. Without a mesh it is `function`.
+    All arguments and results are trees of arrays [N, ...] with N a multiple of `shards(axes)`; row
+    i of the results may depend on row i of the arguments alone. Without a mesh it is `function`.
     """
 
     def run(*arguments):

@@ -115,7 +115,7 @@ def check(implementation: str) -> None:
 
 
 def _platform() -> str:
-    """ "tpu", "gpu" or "cpu": of the mesh that is set, which may be of devices that are not there."""
+    """tpu, gpu or cpu: of the mesh that is set, whose devices need not be there, or this host's."""
     mesh = jax.sharding.get_abstract_mesh()
     kind = getattr(mesh.abstract_device, "device_kind", "") if not mesh.empty else ""
     return "tpu" if kind.startswith("TPU") else jax.default_backend()

@@ -37,7 +37,7 @@ def splash(query, key, value, mask, *, rows: tuple[str, ...], interpret: bool = 
         raise ValueError("splash attention needs a Mask: it cannot read an array of every row")
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"{query.shape[1]} queries cannot splash over {key.shape[1]} keys")
-    batch, length, heads, dim = query.shape
+    batch, length, _, dim = query.shape
     query = (query.astype(jnp.float32) * dim**-0.5).astype(query.dtype)
     valid = None if mask is None or mask.valid is None else jnp.asarray(mask.valid)
     missing = -length % LANES
@@ -48,8 +48,8 @@ def splash(query, key, value, mask, *, rows: tuple[str, ...], interpret: bool = 
         valid = jnp.pad(valid, ((0, 0), (0, missing))).astype(jnp.int32)
     pattern = None if mask is None else mask.pattern
     if pattern is not None:
-        xp = np if isinstance(pattern, np.ndarray) else jnp
-        pattern = xp.pad(pattern, ((0, missing),) * 2) | xp.eye(length + missing, dtype=bool)
+        math = np if isinstance(pattern, np.ndarray) else jnp
+        pattern = math.pad(pattern, ((0, missing),) * 2) | math.eye(length + missing, dtype=bool)
     known = pattern if isinstance(pattern, np.ndarray) else None
     causal = mask is not None and mask.causal
 
@@ -80,7 +80,7 @@ def splash(query, key, value, mask, *, rows: tuple[str, ...], interpret: bool = 
 
 
 def _kernel(shape: tuple[int, ...], causal: bool, pattern: Any, interpret: bool) -> Any:
-    """The kernel for queries [B, H, S, D]; `pattern` numpy (known now), jax (when it runs), None."""
+    """The kernel for queries [B, H, S, D]; `pattern`: numpy (known now), jax (later), or None."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     _, heads, length, _ = shape

@@ -78,7 +78,8 @@ class Qwen3VL(nn.Module):
         Args:
           tokens: int32 [B, S]; whatever stands at an image place is replaced.
           positions: int32 [3, B, S], (time, row, column) of each token.
-          valid: bool [B, S], False for padding on either side (attention is causal); or a Mask.
+          valid: bool [B, S], False for padding on either side (attention is causal); or the whole
+            mask, a Mask or bool [B, S, S], which place (first) may look where (second; "xla" only).
             States of padding are undefined, but finite.
           visual_index: int32 [B, S]; -1 for text, n*M + m for token m of image n.
           features: encoded images that all rows share, or each row's own (`VisionFeatures.by_row`;
@@ -88,7 +89,8 @@ class Qwen3VL(nn.Module):
         Returns:
           [B, S, D] in `dtype`.
         """
-        mask = valid if isinstance(valid, Mask) else Mask(valid=valid, causal=True)
+        whole = isinstance(valid, Mask) or valid.ndim == 3
+        mask = valid if whole else Mask(valid=valid, causal=True)
         embeds, additions = self._embed(tokens, visual_index, features)
         return self.language_model(embeds, positions, mask, additions, None, adapter_ids)[0]
 

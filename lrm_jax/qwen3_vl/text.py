@@ -64,10 +64,13 @@ class TextAttention(nn.Module):
     @nn.compact
     def __call__(self, x, cache, rotation, mask, start, adapter_ids):
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        # Backward, the three products' gradients of x stand next to each other in the sum and the
+        # side paths' behind them: the compiler then adds up before it sums over `tensor`, once.
+        side = x.astype(jnp.float32)
 
         def heads(number, name):
             linear = Linear(number * c.head_dim, use_bias=c.attention_bias, name=name, **kinds)
-            return linear(x, adapter_ids).reshape(*x.shape[:2], number, c.head_dim)
+            return linear(x, adapter_ids, side).reshape(*x.shape[:2], number, c.head_dim)
 
         query = heads(c.num_attention_heads, "q_proj")
         key = heads(c.num_key_value_heads, "k_proj")

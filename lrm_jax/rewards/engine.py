@@ -143,10 +143,11 @@ class RewardEngine:
             raise UserError("there are no frames to score")
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
-        if frames.shape[1] % over_rows.shards(ROW_AXES):
+        parts = over_rows.shards(ROW_AXES)
+        if frames.shape[1] % parts:
             raise UserError(
-                f"{frames.shape[1]} environments do not divide into the {over_rows.shards(ROW_AXES)} "
-                "parts that the mesh cuts rows into"
+                f"{frames.shape[1]} environments do not divide into the {parts} parts that the "
+                "mesh cuts rows into"
             )
         if interval >= len(frames):  # nothing has an earlier frame to be compared with
             names = tuple(n for n in names if "previous" not in self.heads[n].images)

@@ -33,7 +33,7 @@ def arrays(length, heads, groups, dim, rows=2):
 
 
 def tree(length):
-    """A token tree: the first third is seen by all behind it, two branches do not see each other."""
+    """A token tree: all see the first third, two branches behind it do not see each other."""
     third = length // 3
     pattern = np.tril(np.ones((length, length), bool))
     pattern[2 * third :, third : 2 * third] = False

@@ -61,11 +61,11 @@ def collective_bytes(
     Gathers: a parameter cut n ways arrives as (n-1)/n of itself, once for each pass that uses it:
     forward, and in training once more backward (the recomputed forward shares it). Sums of factor
     gradients: (n-1)/n of the factor scattered over fsdp, twice that over data. With tensor > 1 the
-    features of the rows' images come from where those were encoded, and every half layer ends in a
-    sum of the rows' activations, forward and backward.
+    features of the rows' images come from where those were encoded, the rows' embeddings are summed
+    over the parts of the vocabulary, and every half layer ends in a sum of the rows' activations,
+    forward and backward.
     """
     train = name == "lora_train"
-    text = config.text_config
     found = dict.fromkeys(
         (
             "decoder gathers",
@@ -74,6 +74,7 @@ def collective_bytes(
             "factor gathers",
             "factor gradients",
             "image features",
+            "embedding sum",
             "tensor sums",
         ),
         0.0,
@@ -93,8 +94,8 @@ def collective_bytes(
     shared = between_tensor(
         config, mesh, images=here * shape.images, patches=height * width, tokens=here * shape.tokens
     )
-    found["image features"] = shared["image features"]
-    found["tensor sums"] = shared["tensor sums"] * (3 if train else 1)
+    found |= shared
+    found["tensor sums"] *= 3 if train else 1
     return found
 
 
@@ -102,13 +103,18 @@ def between_tensor(
     config: Config, mesh: Mesh, *, images: float, patches: int, tokens: float
 ) -> dict[str, float]:
     """Bytes that one chip receives from its neighbours along `tensor`, forward: features of its
-    rows' `images`, and two sums of activations a layer over its rows' `tokens`."""
+    rows' `images`, the embeddings of its rows' `tokens` (the table is cut over the vocabulary), and
+    two sums of activations a layer."""
     tensor, width = mesh.shape["tensor"], config.text_config.hidden_size
     merged = patches // config.vision_config.merge_unit
     features = images * merged * width * 2 * (1 + config.num_deepstack)
-    sums = 2 * config.text_config.num_hidden_layers * 2 * tokens * width * 2
     away = (tensor - 1) / tensor
-    return {"image features": features * away, "tensor sums": sums * away}
+    one = 2 * tokens * width * 2 * away  # a sum that all get: scattered, then gathered
+    return {
+        "image features": features * away,
+        "embedding sum": one,
+        "tensor sums": 2 * config.text_config.num_hidden_layers * one,
+    }
 
 
 def gathers(tree: Any, mesh: Mesh) -> float:

@@ -10,6 +10,7 @@ the chips while the other two run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,8 +99,8 @@ class Loop:
         return self.config.num_chunks + 1
 
     def programs(self) -> Iterator[tuple[str, Program, Callable[[Any], None]]]:
-        """(name, program, tell) in the order of an iteration; before the next one is asked for,
-        `tell` has to be given the shardings of the program's results (`Compiled.output_shardings`)."""
+        """(name, program, tell) in the order of an iteration. Before the next one is asked for,
+        `tell` has to be given the shardings of this one's results (`Compiled.output_shardings`)."""
         told: list[Any] = []
         everywhere, c = replicated(self.mesh), self.config
         empty = dict(base={}, adapters={}, fallbacks=())
@@ -216,6 +217,23 @@ class Loop:
         passes, whole = self.passes(), estimate.whole_bytes(program.base, self.mesh)
         runs = sum(passes[name] for name in self.engine.adapters)
         return held + 2 * (whole["visual"] * passes["images"] + whole["rest"] * runs)
+
+    def batch_bytes(self, program: Program) -> float:
+        """The hand calculation for "learn": every chip gets all decisions, because minibatches are
+        drawn from all of them. What comes from elsewhere, on each chip: observations, actions, two
+        numbers of the rollout and two of GAE, and the mask; by decision."""
+        _, played, rewards, _ = program.arguments
+        seen = (played.features, played.proprio, played.values)
+        steps = self.config.num_chunks / (self.config.num_chunks + 1)  # the last frame is not used
+        size = steps * sum(map(_bytes, seen))
+        size += sum(map(_bytes, (played.actions, played.log_probs, played.mask)))
+        size += 2 * _bytes(rewards)
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return size * (parts - 1) / parts
+
+
+def _bytes(shape: Any) -> int:
+    return math.prod(shape.shape) * shape.dtype.itemsize
 
 
 def with_scales(factors: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def refine_report(
             through = loop.hbm_bytes(program, _held(compiled))
             facts |= compiled_figures(compiled, facts, where, through)
         else:
+            predicted = loop.batch_bytes(program) if name == "learn" else 0.0
+            facts["predicted_collective_bytes"] = {"total": predicted}
             facts |= memory_figures(compiled, where) | communication(compiled, where)
     report["reward_model_bytes"] = model_bytes
     peaks = {
