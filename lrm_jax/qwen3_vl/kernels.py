@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from lrm_jax.parallel.mesh import AXES
@@ -59,11 +60,20 @@ def splash(query, key, value, mask, *, rows: tuple[str, ...], interpret: bool = 
 
     def attend(query, key, value, valid, pattern):
         kernel = _kernel(query.shape, causal, known if pattern is None else pattern, interpret)
-        from jax.experimental.pallas.ops.tpu import splash_attention
 
         def row(query, key, value, valid):
             segments = None if valid is None else splash_attention.SegmentIds(valid, valid)
-            return kernel(query, key, value, segment_ids=segments)
+            if pattern is None:
+                return kernel(query, key, value, segment_ids=segments)
+
+            # A mask that comes with the arguments would be copied for every head: the kernel is
+            # that of one head, mapped over those of a group, and over groups.
+            def head(query, key, value):
+                return kernel(query[None], key[None], value[None], segment_ids=segments)[0]
+
+            groups = query.reshape(len(key), -1, *query.shape[1:])
+            group = jax.vmap(head, in_axes=(0, None, None))
+            return jax.vmap(group)(groups, key, value).reshape(query.shape)
 
         return jax.vmap(row)(query, key, value, valid)
 
@@ -80,9 +90,8 @@ def splash(query, key, value, mask, *, rows: tuple[str, ...], interpret: bool = 
 
 
 def _kernel(shape: tuple[int, ...], causal: bool, pattern: Any, interpret: bool) -> Any:
-    """The kernel for queries [B, H, S, D]; `pattern`: numpy (known now), jax (later), or None."""
-    from jax.experimental.pallas.ops.tpu import splash_attention
-
+    """The kernel for queries [B, H, S, D], or for one head of them if `pattern` is a JAX array; it
+    may be numpy (then its empty blocks are skipped) or None."""
     _, heads, length, _ = shape
     block = max(b for b in range(LANES, LARGEST_BLOCK + 1, LANES) if length % b == 0)
     sizes = splash_attention.BlockSizes(
@@ -97,10 +106,13 @@ def _kernel(shape: tuple[int, ...], causal: bool, pattern: Any, interpret: bool)
     elif isinstance(pattern, np.ndarray):
         one = splash_attention.NumpyMask(pattern)
     else:
-        wide = jnp.broadcast_to(pattern, (heads, length, length))
-        return splash_attention.make_splash_mha(
-            wide, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        kernel = splash_attention.make_splash_mha(
+            pattern[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
+        # JAX 0.10.2 turns this flag into an array and then asks Python whether it is true.
+        for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+            setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
+        return kernel
     return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([one] * heads), block_sizes=sizes, head_shards=1,
         q_seq_shards=1, interpret=interpret,

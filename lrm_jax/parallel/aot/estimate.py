@@ -54,7 +54,7 @@ def factor_flops(config: Config, tokens: float, rank: int) -> float:
 
 
 def collective_bytes(
-    name: str, program: Program, config: Config, shape: Shape, mesh: Mesh
+    name: str, program: Program, config: Config, shape: Shape, mesh: Mesh, remat: str = "full"
 ) -> dict[str, float]:
     """Bytes that one chip receives in one step, by what they are.
 
@@ -63,7 +63,7 @@ def collective_bytes(
     gradients: (n-1)/n of the factor scattered over fsdp, twice that over data. With tensor > 1 the
     features of the rows' images come from where those were encoded, the rows' embeddings are summed
     over the parts of the vocabulary, and every half layer ends in a sum of the rows' activations,
-    forward and backward.
+    forward and backward; a layer that is computed again needs the first half's sum again.
     """
     train = name == "lora_train"
     found = dict.fromkeys(
@@ -95,7 +95,8 @@ def collective_bytes(
         config, mesh, images=here * shape.images, patches=height * width, tokens=here * shape.tokens
     )
     found |= shared
-    found["tensor sums"] *= 3 if train else 1
+    if train:
+        found["tensor sums"] *= 2.5 if remat == "full" else 2
     return found
 
 

@@ -45,7 +45,7 @@ def compile_report(
     mesh = make_mesh(mesh_config, topology_devices(where))
     program = programs.build(name, config, mesh, shape, remat=remat, rank=rank, attention=attention)
     model_flops, executed = estimate.flops(name, config, shape, rank, remat)
-    predicted = estimate.collective_bytes(name, program, config, shape, mesh)
+    predicted = estimate.collective_bytes(name, program, config, shape, mesh, remat)
     report = _place(where, mesh) | {
         "rows": shape.rows,
         "tokens_per_row": shape.tokens,
