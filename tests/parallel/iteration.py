@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lrm_jax.parallel import hlo, rules
+from lrm_jax.parallel.aot import refine
 from lrm_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from lrm_jax.policies.networks import Policy, PolicyConfig, init_variables
 from lrm_jax.policies.vocabulary import Vocabulary
@@ -80,12 +81,32 @@ def measured(options: dict) -> dict:
         "frames_differ": int(np.ptp(np.asarray(alone.frames, int), axis=(0, 1)).max()),
         "scores_differ": float(np.ptp(np.asarray(scores.progress))),
     }
+    out["predictions"] = predictions(model.config, tokenizer, options)
     with jax.set_mesh(mesh):
         try:
             engine.score(params, alone.frames[:, :3], alone.task_ids[:3])
         except UserError as error:
             out["refused"] = str(error)
     return out
+
+
+def predictions(config, tokenizer, options: dict) -> dict:
+    """Bytes between devices while the loop that is compiled for TPUs scores: by hand, compiled."""
+    mesh = make_mesh("fsdp=8")
+    loop = refine.Loop.make(config, mesh, ENVIRONMENTS, 32, tokenizer, 1 << 22, rank=4)
+    frames = jax.ShapeDtypeStruct(
+        (loop.frames, ENVIRONMENTS, 32, 32, 3), np.uint8, sharding=batch_sharding(mesh, 1)
+    )
+    tasks = jax.ShapeDtypeStruct((ENVIRONMENTS,), np.int32, sharding=batch_sharding(mesh))
+    program = loop.scoring(frames, tasks)
+    compiled = program.lower(mesh).compile(compiler_options=options)
+    by_hand = loop.estimate(program)
+    return {
+        "passes": by_hand["passes"],
+        "loops": [turns for _, turns in hlo.loops(compiled.as_text())],
+        "by_hand": by_hand["predicted_collective_bytes"]["total"],
+        "compiled": sum(one.total for one in hlo.collectives(compiled.as_text(), 8)),
+    }
 
 
 def difference(got, expected) -> float:

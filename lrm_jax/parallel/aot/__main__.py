@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
     name = _PROGRAM.value
     if name not in PROGRAMS:
         raise UserError(f"--program: {name!r} is unknown; {did_you_mean(name, PROGRAMS)}")
+    if _TOKENIZER.value and not (Path(_TOKENIZER.value) / "tokenizer.json").is_file():
+        raise UserError(f"--tokenizer: there is no tokenizer.json in {_TOKENIZER.value}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu is not installed: pip install 'lrm_jax[tpu]' (no TPU is needed)")
     if "jax" in sys.modules:
