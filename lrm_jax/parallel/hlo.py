@@ -16,6 +16,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b(pred|[sufc]\d+\w*|bf16)\[([\d,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s*->.*\{\s*$")
+_END = re.compile(r"\}\s*(,|$)")  # and not "}}", a line of a kernel's own description
 _NAME = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+)\s+=\s+")
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*(?:\([^)]*\))?\))?\s*\{([^}]*)\}"
@@ -76,7 +77,7 @@ def parse(text: str) -> Module:
             if header := _HEADER.match(line):
                 body = computations.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             body = None
         elif instruction := _instruction(line):
             body.append(instruction)

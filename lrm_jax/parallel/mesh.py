@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lrm_jax.parallel import rows
 from lrm_jax.run.errors import UserError, did_you_mean
 
 AXES = ("data", "fsdp", "tensor")
@@ -92,7 +94,12 @@ def make_mesh(
     config = MeshConfig.parse(config) if isinstance(config, str) else config
     devices = jax.devices() if devices is None else devices
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(config.shape(len(devices)), AXES, axis_types=kinds, devices=devices)
+    shape = config.shape(len(devices))
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # no axis of the mesh fits whole axes of the slice: split those
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=kinds)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -113,13 +120,11 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     the batch, so that parameters are gathered and activations stay where they are. Axes that the
     mesh lacks are left out.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) & set(mesh.axis_names):
+    if not rows.axes_present(AXES):
         return x
 
     def known(axis):
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        return tuple(n for n in names if n in mesh.axis_names) or None
+        return rows.axes_present((axis,) if isinstance(axis, str) else axis or ()) or None
 
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(known, axes)))
 

@@ -1,6 +1,7 @@
 """Dense Qwen3-VL in Flax: the network, its inputs and its files."""
 
 from lrm_jax.qwen3_vl.adapters import read_adapter, read_adapters
+from lrm_jax.qwen3_vl.attention import Mask
 from lrm_jax.qwen3_vl.backbone import Backbone, from_pretrained
 from lrm_jax.qwen3_vl.config import Config, TextConfig, VisionConfig
 from lrm_jax.qwen3_vl.inputs import (
@@ -23,6 +24,7 @@ __all__ = [
     "Backbone",
     "Config",
     "KVCache",
+    "Mask",
     "Qwen3VL",
     "TextConfig",
     "VisionConfig",

@@ -35,7 +35,13 @@ class Linear(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, adapter_ids: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        adapter_ids: jax.Array | None = None,
+        side: jax.Array | None = None,
+    ) -> jax.Array:
+        """`side` stands in for x on the side path, for callers with several maps of one x."""
         kernel = self.param("kernel", _init, (x.shape[-1], self.features), self.param_dtype)
         y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
@@ -45,7 +51,7 @@ class Linear(nn.Module):
             return y
         a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
         scale = self.get_variable("lora", "scale") if self.has_variable("lora", "scale") else None
-        x = x.astype(a.dtype)
+        x = (x if side is None else side).astype(a.dtype)
         if self.has_variable("lora", "dropout") and self.has_rng("lora"):
             x = dropped(x, self.get_variable("lora", "dropout"), self.make_rng("lora"))
         return (y + lora_delta(x, a, b, scale, adapter_ids)).astype(y.dtype)

@@ -16,6 +16,7 @@ import numpy as np
 
 from lrm_jax.parallel.mesh import ROW_AXES, constrain
 from lrm_jax.qwen3_vl import names
+from lrm_jax.qwen3_vl.attention import Mask
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.inputs import VisionFeatures, VisionInputs
 from lrm_jax.qwen3_vl.layers import Linear
@@ -31,19 +32,23 @@ class Qwen3VL(nn.Module):
       dtype: of the computation; parameters are cast to it where they are used.
       remat: "none", "full" or "dots" (see `remat.py`), for both towers.
       param_dtype: of parameters that `init` makes; None for `dtype`.
+      attention: "xla", "splash" (TPU) or "cudnn" (NVIDIA, bfloat16), for both towers; passes over a
+        KV cache are always "xla" (see `attention.py`).
     """
 
     config: Config
     dtype: Any = jnp.float32
     remat: str = "none"
     param_dtype: Any = None
+    attention: str = "xla"
 
     def setup(self):
         text = self.config.text_config
         param_dtype = self.param_dtype or self.dtype
         kinds = dict(dtype=self.dtype, param_dtype=param_dtype)
-        self.visual = VisionTower(self.config.vision_config, remat=self.remat, **kinds)
-        self.language_model = TextModel(self.config, remat=self.remat, **kinds)
+        towers = dict(remat=self.remat, attention=self.attention, **kinds)
+        self.visual = VisionTower(self.config.vision_config, **towers)
+        self.language_model = TextModel(self.config, **towers)
         self.embed_tokens = self.param(
             "embed_tokens",
             nn.initializers.normal(text.initializer_range),
@@ -63,7 +68,7 @@ class Qwen3VL(nn.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        valid: jax.Array,
+        valid: jax.Array | Mask,
         visual_index: jax.Array,
         features: VisionFeatures | None,
         adapter_ids: jax.Array | None = None,
@@ -74,8 +79,8 @@ class Qwen3VL(nn.Module):
           tokens: int32 [B, S]; whatever stands at an image place is replaced.
           positions: int32 [3, B, S], (time, row, column) of each token.
           valid: bool [B, S], False for padding on either side (attention is causal); or the whole
-            mask, bool [B, S, S], which place (first) may look where (second). States of padding
-            are undefined, but finite.
+            mask, a Mask or bool [B, S, S], which place (first) may look where (second; "xla" only).
+            States of padding are undefined, but finite.
           visual_index: int32 [B, S]; -1 for text, n*M + m for token m of image n.
           features: encoded images that all rows share, or each row's own (`VisionFeatures.by_row`;
             n then counts within the row), or None for text only (a program of its own).
@@ -84,9 +89,8 @@ class Qwen3VL(nn.Module):
         Returns:
           [B, S, D] in `dtype`.
         """
-        mask = valid
-        if valid.ndim == 2:
-            mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool)) & valid[:, None, :]
+        whole = isinstance(valid, Mask) or valid.ndim == 3
+        mask = valid if whole else Mask(valid=valid, causal=True)
         embeds, additions = self._embed(tokens, visual_index, features)
         return self.language_model(embeds, positions, mask, additions, None, adapter_ids)[0]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lrm_jax.parallel.mesh import ROW_AXES, constrain
 from lrm_jax.qwen3_vl import rope
-from lrm_jax.qwen3_vl.attention import dot_product_attention
+from lrm_jax.qwen3_vl.attention import Mask, dot_product_attention
 from lrm_jax.qwen3_vl.config import Config, TextConfig
 from lrm_jax.qwen3_vl.layers import Linear, RMSNorm
 from lrm_jax.qwen3_vl.remat import rematerialised
@@ -59,14 +59,18 @@ class TextAttention(nn.Module):
     config: TextConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x, cache, rotation, mask, start, adapter_ids):
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        # Backward, the three products' gradients of x stand next to each other in the sum and the
+        # side paths' behind them: the compiler then adds up before it sums over `tensor`, once.
+        side = x.astype(jnp.float32)
 
         def heads(number, name):
             linear = Linear(number * c.head_dim, use_bias=c.attention_bias, name=name, **kinds)
-            return linear(x, adapter_ids).reshape(*x.shape[:2], number, c.head_dim)
+            return linear(x, adapter_ids, side).reshape(*x.shape[:2], number, c.head_dim)
 
         query = heads(c.num_attention_heads, "q_proj")
         key = heads(c.num_key_value_heads, "k_proj")
@@ -81,7 +85,7 @@ class TextAttention(nn.Module):
                 cache[1], value.astype(cache[1].dtype), start, axis=1
             )
             cache = (key, value)
-        out = dot_product_attention(query, key, value, mask)
+        out = dot_product_attention(query, key, value, mask, implementation=self.attention)
         out = out.reshape(*x.shape[:2], c.num_attention_heads * c.head_dim)
         out = Linear(c.hidden_size, use_bias=c.attention_bias, name="o_proj", **kinds)(
             out, adapter_ids
@@ -106,13 +110,14 @@ class DecoderLayer(nn.Module):
     config: TextConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x, cache, rotation, mask, start, adapter_ids):
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = constrain(x, ROW_AXES)
         y = RMSNorm(c.rms_norm_eps, name="input_layernorm", **kinds)(x)
-        attention = TextAttention(c, name="self_attn", **kinds)
+        attention = TextAttention(c, attention=self.attention, name="self_attn", **kinds)
         y, cache = attention(y, cache, rotation, mask, start, adapter_ids)
         x = x + y
         y = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm", **kinds)(x)
@@ -126,18 +131,20 @@ class TextModel(nn.Module):
     dtype: Any
     param_dtype: Any
     remat: str
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
         self,
         embeds: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | Mask,
         additions: list[jax.Array],
         cache: KVCache | None = None,
         adapter_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """embeds [B, S, D], positions [3, B, S], mask bool [B, S, T], additions of [B, S, D].
+        """embeds [B, S, D], positions [3, B, S], mask a Mask or bool [B, S, T], additions of
+        [B, S, D].
 
         Returns the normalised hidden states [B, S, D] and the cache with this run's keys and
         values.
@@ -146,11 +153,16 @@ class TextModel(nn.Module):
         rotation = rope.text_rotation(positions, text, self.dtype)
         start = None if cache is None else cache.length
         x, first = embeds, num_unrolled(self.config)
+        # Few queries over a cache are bound by reading it, which no kernel here makes faster.
+        attention = self.attention if cache is None else "xla"
+        if attention == "xla" and isinstance(mask, Mask):
+            mask = mask.dense(embeds.shape[1])  # once for all layers
+        layers = dict(attention=attention, **kinds)
         layer = rematerialised(DecoderLayer, self.remat, scanned=False)
         unrolled = []
         for number in range(first):
             slots = None if cache is None else cache.unrolled[number]
-            x, slots = layer(text, name=f"layers_{number}", **kinds)(
+            x, slots = layer(text, name=f"layers_{number}", **layers)(
                 x, slots, rotation, mask, start, adapter_ids
             )
             unrolled.append(slots)
@@ -165,7 +177,7 @@ class TextModel(nn.Module):
                 split_rngs={"params": True, "lora": True},
                 in_axes=(0, *(nn.broadcast,) * 4),
                 length=rest,
-            )(text, name="layers", **kinds)
+            )(text, name="layers", **layers)
             x, scanned = stack(x, scanned, rotation, mask, start, adapter_ids)
         x = RMSNorm(text.rms_norm_eps, name="norm", **kinds)(x)
         if cache is not None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lrm_jax.parallel.mesh import AXES, constrain
 from lrm_jax.qwen3_vl import rope
-from lrm_jax.qwen3_vl.attention import dot_product_attention
+from lrm_jax.qwen3_vl.attention import Mask, dot_product_attention
 from lrm_jax.qwen3_vl.config import VisionConfig
 from lrm_jax.qwen3_vl.inputs import VisionFeatures, VisionInputs
 from lrm_jax.qwen3_vl.layers import LayerNorm, Linear
@@ -21,6 +21,7 @@ class VisionAttention(nn.Module):
     config: VisionConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x, rotation, mask, adapter_ids):
@@ -32,7 +33,9 @@ class VisionAttention(nn.Module):
         # The rotation is float32, so in bfloat16 this turns in float32 and rounds once.
         query = rope.rotate(query, *rotation).astype(self.dtype)
         key = rope.rotate(key, *rotation).astype(self.dtype)
-        out = dot_product_attention(query, key, value.reshape(heads), mask)
+        out = dot_product_attention(
+            query, key, value.reshape(heads), mask, implementation=self.attention, rows=AXES
+        )
         return Linear(c.hidden_size, name="proj", **kinds)(out.reshape(x.shape), adapter_ids)
 
 
@@ -53,13 +56,15 @@ class VisionBlock(nn.Module):
     config: VisionConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x, rotation, mask, adapter_ids):
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = constrain(x, AXES)
         y = LayerNorm(name="norm1", **kinds)(x)
-        x = x + VisionAttention(self.config, name="attn", **kinds)(y, rotation, mask, adapter_ids)
+        attention = VisionAttention(self.config, attention=self.attention, name="attn", **kinds)
+        x = x + attention(y, rotation, mask, adapter_ids)
         y = LayerNorm(name="norm2", **kinds)(x)
         x = x + VisionMLP(self.config, name="mlp", **kinds)(y, adapter_ids)
         return x, None
@@ -95,6 +100,7 @@ class VisionTower(nn.Module):
     dtype: Any
     param_dtype: Any
     remat: str
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -116,7 +122,7 @@ class VisionTower(nn.Module):
         place = jnp.einsum("npkd,npk->npd", corners.astype(jnp.float32), tables.pos_weight)
         x = x + place.astype(self.dtype)
         rotation = rope.vision_rotation(jnp.asarray(tables.place), c)
-        mask = None if tables.valid is None else jnp.asarray(tables.valid)[:, None, :]
+        mask = None if tables.valid is None else Mask(valid=jnp.asarray(tables.valid))
 
         block = rematerialised(VisionBlock, self.remat, scanned=True)
         taps = {}
@@ -127,7 +133,7 @@ class VisionTower(nn.Module):
                 split_rngs={"params": True, "lora": True},
                 in_axes=nn.broadcast,
                 length=length,
-            )(c, name=f"blocks_{first}", **kinds)
+            )(c, attention=self.attention, name=f"blocks_{first}", **kinds)
             x, _ = stack(x, rotation, mask, adapter_ids)
             last = first + length - 1
             if last in c.deepstack_visual_indexes:

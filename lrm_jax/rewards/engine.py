@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.parallel import rows as over_rows
+from lrm_jax.parallel.mesh import ROW_AXES
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures, VisionInputs, fixed_grid, grid_of, patchify
 from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
@@ -54,7 +56,8 @@ class RewardEngine:
     model: the network. heads: any of progress, completion and contrastive. image_size: (height,
     width) of frames, pixels. sentences: the tasks that `task_ids` number. frames_per_row: how many
     frames of an episode share one prefix in a row, where they have one. memory_bytes: budget for a
-    micro-batch's activations and, apart from it, for the features of one group of environments.
+    micro-batch's activations and, apart from it, for the features of one group of environments;
+    where a mesh is set, of each of its shards.
     share: False gives every question tokens of its own (to measure what sharing is worth).
     adapters: for heads that have one, which of variables["adapters"] (from 0) they speak with.
     calibration: corrections of heads' answers, by head.
@@ -152,6 +155,12 @@ class RewardEngine:
         )
         if not (isinstance(variables, dict) and "params" in variables):
             variables = {"params": variables}
+        parts = over_rows.shards(ROW_AXES)
+        if frames.shape[1] % parts:
+            raise UserError(
+                f"{frames.shape[1]} environments do not divide into the {parts} parts that the "
+                "mesh cuts rows into"
+            )
         if interval >= len(frames):  # nothing has an earlier frame to be compared with
             names = tuple(n for n in names if "previous" not in self.heads[n].images)
         plans = {}
@@ -211,11 +220,29 @@ class RewardEngine:
     # -- device --------------------------------------------------------------------------------
 
     def _score_program(self, variables, tables, frames, task_ids, first, goal, *, parts, interval):
+        """Scores each shard's environments apart, where a mesh is set: no frame and no feature then
+        leaves its device."""
+        plans = {number: self._shapes[names, per_row] for number, names, per_row in parts}
+
+        def score(frames, task_ids, given):
+            return self._score_shard(
+                variables, tables, plans, interval, frames, task_ids[0], given.get("first"),
+                given["goal"][0] if "goal" in given else None,
+            )  # fmt: skip
+
+        given = {} if first is None else {"first": first}
+        if goal is not None:
+            given["goal"] = jnp.asarray(goal)[None]
+        return over_rows.side_by_side(score, ROW_AXES, axis=1)(
+            jnp.asarray(frames), jnp.asarray(task_ids, jnp.int32)[None], given
+        )
+
+    def _score_shard(
+        self, variables, tables, plans, interval, frames, task_ids, first, goal
+    ) -> Scores:
         """Cuts the environments into groups whose features fit the budget, and scores group by
         group."""
-        plans = {number: self._shapes[names, per_row] for number, names, per_row in parts}
         run = functools.partial(self._score_group, variables, tables, plans, interval)
-        frames, task_ids = jnp.asarray(frames), jnp.asarray(task_ids, jnp.int32)
         time, count = frames.shape[:2]
         size = cost.feature_bytes(self.model.config, self.patches, self._itemsize)
         size *= time + (goal is not None)

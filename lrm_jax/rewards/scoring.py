@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures
+from lrm_jax.qwen3_vl import Mask, Qwen3VL, VisionFeatures
 from lrm_jax.rewards.layout import AnswerTable, Tables
 
 
@@ -72,7 +72,7 @@ def read_log_probabilities(
         variables,
         jnp.take(jnp.asarray(tables.tokens), sentence, axis=0),
         jnp.take(jnp.asarray(tables.positions), sentence, axis=1),
-        jnp.asarray(tables.attention)[None] & valid[:, None, :],
+        Mask(valid=valid, pattern=tables.attention),
         visual,
         features,
         adapter_ids,

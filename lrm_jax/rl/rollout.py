@@ -15,6 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.parallel import rows
+from lrm_jax.parallel.mesh import ROW_AXES
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.run.errors import UserError
 
@@ -137,14 +139,16 @@ def rollout_from(
             f"{env.episode_length} steps"
         )
     num_envs = keys.shape[0]
-    state = jax.vmap(env.reset)(keys)
+    reset, step = (rows.apart(jax.vmap(f), ROW_AXES) for f in (env.reset, env.step))
+    render = rows.apart(render_fn, ROW_AXES)
+    state = reset(keys)
     task_ids = state.info["task_id"].astype(jnp.int32)
     elapsed = jnp.arange(num_chunks + 1, dtype=jnp.float32) * (chunk / env.episode_length)
 
     def control_step(carry, inputs):
         state, ended = carry
         action, steps_done = inputs
-        state = jax.vmap(env.step)(state, action)
+        state = step(state, action)
         done = state.done > 0.5
         stopped = done & ~ended
         limit = state.info.get("truncation")
@@ -157,7 +161,7 @@ def rollout_from(
             "truncated": stopped & cut,
         }
         if record_steps:
-            output["frame"] = render_fn(state)
+            output["frame"] = render(state)
         return (state, ended | done), output
 
     def play(operand):
@@ -175,7 +179,7 @@ def rollout_from(
 
     def decide(carry, t):
         state, ended, bad = carry
-        frames = render_fn(state)
+        frames = render(state)
         proprio = state.obs["proprio"]
         output = policy.apply(
             variables, frames, proprio, task_ids, jnp.broadcast_to(elapsed[t], (num_envs,))

@@ -27,6 +27,7 @@ from lrm_jax.qwen3_vl import names, reference, save_pretrained, sharding, shards
 from lrm_jax.run.checkpoints import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
+import iteration
 import tiny
 
 MESHES = ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2")
@@ -183,6 +184,7 @@ def main() -> None:
                 "loading": loading(folder / "base"),
                 "checkpoints": checkpoints(folder / "checkpoints", folder / "base"),
                 "predictions": predictions(),
+                "iteration": iteration.measured(QUICK),
             }
         )
     )

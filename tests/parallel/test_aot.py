@@ -39,7 +39,7 @@ def test_help():
     [
         ([], "--json"),
         (["--json=x", "--program=train"], "lora_train"),
-        (["--json=x", "--program=refine"], "not built"),
+        (["--json=x", "--program=refine", "--tokenizer=nowhere"], "no tokenizer.json in nowhere"),
         (["--json=x", "--topology=v5e:4"], "v5e takes 2 sizes"),
     ],
 )

@@ -89,6 +89,26 @@ def test_checkpoints_move_between_meshes(measured):
     assert found["base"] == str(measured["folder"] / "base")
 
 
+def test_an_iteration_is_what_one_device_plays_and_scores(measured):
+    """Environments never meet, so the rollout has no collective."""
+    found = measured["iteration"]
+    assert found["frames_differ"] > 50 and found["scores_differ"] > 100 * FORWARD
+    assert found["rollout"] < FORWARD
+    assert found["scores"] < FORWARD
+    assert "('data', 'fsdp')" in found["frames"]
+    assert sum(kind["bytes"] for kind in found["collectives"].values()) == 0
+    assert "3 environments do not divide into the 4 parts" in found["refused"]
+
+
+def test_hand_calculation_counts_the_passes_of_scoring(measured):
+    """Parameters are gathered for every micro-batch. Here the compiler lifts the output layer's
+    gather out of that loop, which costs memory; upwards the bound is that of the next test."""
+    found = measured["iteration"]["predictions"]
+    passes = [n for n in found["passes"].values() if n > 1]
+    assert passes and set(passes) <= set(found["loops"])
+    assert 0.7 * found["by_hand"] <= found["compiled"] <= 2.2 * found["by_hand"]
+
+
 def test_hand_calculation_predicts_the_gathers(measured):
     """The CPU's compiler computes in float32 what is bfloat16 here, so it gathers up to twice the
     bytes; it must gather all that the rules cut, and nothing of another order."""

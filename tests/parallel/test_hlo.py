@@ -37,6 +37,9 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %ar = (bf16[8,2]{1,0}, f32[4]{0}) all-reduce(%a, %a), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %cp = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%a), channel_id=3, source_target_pairs={{0,1},{1,0}}
   %cpd = f32[4]{0} collective-permute-done(%cp)
+  %kernel = f32[4]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUw=",
+"xprof_metadata":"{\\"block_q\\": 384}"
+}}, metadata={op_name="jit(f)/splash"}
   %called = f32[4]{0} call(%a), to_apply=%helper
   %alone = f32[4]{0} all-reduce(%a), channel_id=4, replica_groups={{0},{1}}, to_apply=%add
   ROOT %r = f32[4]{0} copy(%a)

@@ -108,7 +108,9 @@ def test_copies_sum_gradients_and_tensor_sums_activations():
     # Half the decoder's kernels come from three others, 128 / 8 rows of bfloat16 are summed.
     layers = 36 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 12288)
     assert found["decoder gathers"] == 2 * 2 * layers / 2 * 3 / 4
-    assert found["tensor sums"] == 36 * 2 * 3 * 2 * (16 * 320 * 4096 * 2) / 2
+    # Two sums forward, one again, two backward; each scattered and gathered.
+    assert found["tensor sums"] == 36 * 5 * 2 * (16 * 320 * 4096 * 2) / 2
+    assert found["embedding sum"] == 2 * (16 * 320 * 4096 * 2) / 2
     own = rules.shard_bytes(made.adapters, jax.tree.map(lambda x: x.sharding, made.adapters))
     assert found["factor gradients"] > own
     assert found["image features"] == 128 / 8 * 2 * 64 * 4096 * 2 * 4 / 2

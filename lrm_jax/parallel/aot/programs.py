@@ -77,7 +77,14 @@ class Program:
 
 
 def build(
-    name: str, config: Config, mesh: Mesh, shape: Shape, *, remat: str = "full", rank: int = RANK
+    name: str,
+    config: Config,
+    mesh: Mesh,
+    shape: Shape,
+    *,
+    remat: str = "full",
+    rank: int = RANK,
+    attention: str = "xla",
 ) -> Program:
     """The program `name` for a bfloat16 base with one float32 adapter of `rank`.
 
@@ -104,7 +111,10 @@ def build(
     rows = placed(rows, NamedSharding(mesh, PartitionSpec(ROW_AXES)))
     base_args, adapters = placed(shapes, base.shardings), placed(factors, homes.shardings)
     common = dict(base=base_args, adapters=adapters, fallbacks=(*base.fallbacks, *homes.fallbacks))
-    model = Qwen3VL(config, dtype=jnp.bfloat16, remat=remat if name == "lora_train" else "none")
+    model = Qwen3VL(
+        config, dtype=jnp.bfloat16, remat=remat if name == "lora_train" else "none",
+        attention=attention,
+    )  # fmt: skip
     if name == "score":
 
         def score(base, adapters, tables, rows):

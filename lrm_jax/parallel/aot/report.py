@@ -7,11 +7,13 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from lrm_jax.parallel import hlo, roofline
-from lrm_jax.parallel.aot import estimate, programs
+from lrm_jax.parallel import hlo, roofline, rules
+from lrm_jax.parallel.aot import estimate, programs, refine
 from lrm_jax.parallel.mesh import MeshConfig, make_mesh
 from lrm_jax.qwen3_vl import Config
+from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.errors import UserError, one_line
 
 
@@ -36,32 +38,111 @@ def compile_report(
     *,
     remat: str = "full",
     rank: int = programs.RANK,
+    attention: str = "xla",
 ) -> dict[str, Any]:
     """What the program needs on each chip; "fits" is False, and compiled figures are absent, where
     the compiler finds it too large."""
     mesh = make_mesh(mesh_config, topology_devices(where))
-    program = programs.build(name, config, mesh, shape, remat=remat, rank=rank)
+    program = programs.build(name, config, mesh, shape, remat=remat, rank=rank, attention=attention)
     model_flops, executed = estimate.flops(name, config, shape, rank, remat)
-    predicted = estimate.collective_bytes(name, program, config, shape, mesh)
-    report: dict[str, Any] = {
-        "mesh": dict(mesh.shape),
-        "chips": where.chips,
-        "hbm_bytes": where.chip.hbm,
+    predicted = estimate.collective_bytes(name, program, config, shape, mesh, remat)
+    report = _place(where, mesh) | {
         "rows": shape.rows,
         "tokens_per_row": shape.tokens,
         "images_per_row": shape.images,
         "image_side": shape.side,
         "rank": rank,
+        "attention": attention,
         "remat": remat if name == "lora_train" else "none",
         "kept_whole": [str(f) for f in program.fallbacks],
         "model_flops": model_flops,
         "executed_flops": executed,
         "predicted_collective_bytes": {**predicted, "total": sum(predicted.values())},
+    }
+    compiled, facts = _compile(program, mesh)
+    report |= facts
+    if compiled is None:
+        return report
+    through = estimate.hbm_bytes(name, program, config, shape, mesh, _held(compiled))
+    return report | compiled_figures(compiled, report, where, through)
+
+
+def refine_report(
+    config: Config,
+    where: roofline.Slice,
+    mesh_config: MeshConfig,
+    environments: int,
+    side: int,
+    tokenizer: Tokenizer,
+    *,
+    rank: int = programs.RANK,
+    attention: str = "xla",
+) -> dict[str, Any]:
+    """What each program of a refinement iteration needs on each chip, and what is held beside it:
+    the reward model stays on the chips while the rollout and the update run."""
+    mesh = make_mesh(mesh_config, topology_devices(where))
+    budget = int(where.chip.hbm * refine.SCORING_SHARE)
+    loop = refine.Loop.make(config, mesh, environments, side, tokenizer, budget, rank, attention)
+    report = _place(where, mesh) | {
+        "environments": environments,
+        "image_side": side,
+        "decisions": refine.CHUNKS,
+        "control_steps": refine.CHUNK * refine.CHUNKS,
+        "signal": refine.SIGNAL,
+        "rank": rank,
+        "attention": attention,
+        "programs": {},
+    }
+    model_bytes = 0
+    for name, program, tell in loop.programs():
+        compiled, facts = _compile(program, mesh)
+        report["programs"][name] = facts
+        if compiled is None:
+            return report | {"fits": False, "reason": f"{name} {facts['reason']}"}
+        tell(compiled.output_shardings)
+        if name == "score":
+            model_bytes = rules.shard_bytes(
+                placed := (program.base, program.adapters),
+                jax.tree.map(lambda x: x.sharding, placed),
+            )
+            facts |= loop.estimate(program)
+            facts["kept_whole"] = [str(f) for f in program.fallbacks]
+            through = loop.hbm_bytes(program, _held(compiled))
+            facts |= compiled_figures(compiled, facts, where, through)
+        else:
+            predicted = loop.batch_bytes(program) if name == "learn" else 0.0
+            facts["predicted_collective_bytes"] = {"total": predicted}
+            facts |= memory_figures(compiled, where) | communication(compiled, where)
+    report["reward_model_bytes"] = model_bytes
+    peaks = {
+        name: facts["memory"]["peak_bytes"] + (0 if name == "score" else model_bytes)
+        for name, facts in report["programs"].items()
+    }
+    peak = max(peaks.values())
+    return report | {
+        "peak_bytes": peaks,
+        "fits": peak <= where.chip.hbm,
+        "hbm_share": peak / where.chip.hbm,
+        "compile_cpu_seconds": sum(
+            facts["compile_cpu_seconds"] for facts in report["programs"].values()
+        ),
+    }
+
+
+def _place(where: roofline.Slice, mesh: Mesh) -> dict[str, Any]:
+    return {
+        "mesh": dict(mesh.shape),
+        "chips": where.chips,
+        "hbm_bytes": where.chip.hbm,
         "jax": jax.__version__,
     }
+
+
+def _compile(program: programs.Program, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """The compiled program and how long that took; None, and "fits" False, if it is too large."""
     start = time.perf_counter()
     lowered = program.lower(mesh)
-    report["lower_seconds"] = time.perf_counter() - start
+    facts: dict[str, Any] = {"lower_seconds": time.perf_counter() - start}
     start, work = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
@@ -70,33 +151,41 @@ def compile_report(
             raise
         needs = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
         what = f"needs {needs[1]} of {needs[2]}" if needs else one_line(error)[:300]
-        return report | {"fits": False, "reason": what}
-    report["compile_seconds"] = time.perf_counter() - start
-    report["compile_cpu_seconds"] = time.process_time() - work
-    return report | compiled_figures(
-        compiled, report, where, lambda held: estimate.hbm_bytes(
-            name, program, config, shape, mesh, held
-        )
-    )  # fmt: skip
+        return None, facts | {"fits": False, "reason": what}
+    facts["compile_seconds"] = time.perf_counter() - start
+    facts["compile_cpu_seconds"] = time.process_time() - work
+    return compiled, facts
 
 
-def compiled_figures(compiled: Any, report: dict[str, Any], where: roofline.Slice, through):
-    """Memory, collectives, roofline of a compiled program; `through` estimates HBM traffic."""
+def _held(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+
+def compiled_figures(
+    compiled: Any, report: dict[str, Any], where: roofline.Slice, hbm_bytes: float
+) -> dict[str, Any]:
+    """Memory, collectives and roofline of a compiled program for which `report` holds FLOPs and
+    predicted collectives; `hbm_bytes`: what goes through HBM, at least."""
+    found = memory_figures(compiled, where) | communication(compiled, where)
+    received = found["collective_bytes"]
+    work = roofline.Work(report["model_flops"], report["executed_flops"], hbm_bytes, received)
+    return found | {
+        "collective_bytes_over_predicted": (
+            received / max(report["predicted_collective_bytes"]["total"], 1.0)
+        ),
+        "hbm_traffic_bytes": hbm_bytes,
+        "roofline": roofline.bound(work, where),
+    }
+
+
+def memory_figures(compiled: Any, where: roofline.Slice) -> dict[str, Any]:
+    """Bytes in HBM as the compiler plans them."""
     memory = compiled.memory_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     shared, temporary = memory.alias_size_in_bytes, memory.temp_size_in_bytes
     code = memory.generated_code_size_in_bytes
     peak = arguments + outputs - shared + temporary + code
-    found = hlo.collectives(compiled.as_text(), where.chips)
-    received = sum(one.total for one in found)
-    work = roofline.Work(
-        report["model_flops"], report["executed_flops"], through(arguments + outputs), received
-    )
-    sources: dict[tuple[str, str], int] = {}
-    for one in found:
-        key = (one.kind, one.source)
-        sources[key] = sources.get(key, 0) + one.total
-    largest = sorted(sources.items(), key=lambda item: -item[1])[:12]
     return {
         "fits": peak <= where.chip.hbm,
         "memory": {
@@ -108,14 +197,21 @@ def compiled_figures(compiled: Any, report: dict[str, Any], where: roofline.Slic
             "peak_bytes": peak,
             "hbm_share": peak / where.chip.hbm,
         },
+    }
+
+
+def communication(compiled: Any, where: roofline.Slice) -> dict[str, Any]:
+    """Collectives by kind, and the largest by where they come from."""
+    found = hlo.collectives(compiled.as_text(), where.chips)
+    sources: dict[tuple[str, str], int] = {}
+    for one in found:
+        key = (one.kind, one.source)
+        sources[key] = sources.get(key, 0) + one.total
+    largest = sorted(sources.items(), key=lambda item: -item[1])[:12]
+    return {
         "collectives": hlo.by_kind(found),
-        "collective_bytes": received,
-        "collective_bytes_over_predicted": (
-            received / max(report["predicted_collective_bytes"]["total"], 1.0)
-        ),
+        "collective_bytes": sum(one.total for one in found),
         "largest_collectives": [
             {"kind": kind, "source": source, "bytes": size} for (kind, source), size in largest
         ],
-        "hbm_traffic_bytes": work.hbm_bytes,
-        "roofline": roofline.bound(work, where),
     }
