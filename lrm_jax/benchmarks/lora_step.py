@@ -176,21 +176,19 @@ def main(argv: list[str]) -> None:
         raise RuntimeError(f"the two do not compute the same: losses {got} and {expected}")
 
     seconds = _SECONDS.value
-    measured = {
+    both = {
         "prefill": {
-            "lrm_jax": peers.timed(
-                lambda: jax.block_until_ready(prefill(ours.params, batch)), seconds
-            ),
-            "torch": peers.timed(torch_prefill, seconds),
+            "lrm_jax": lambda: jax.block_until_ready(prefill(ours.params, batch)),
+            "torch": torch_prefill,
         },
         "step": {
-            "lrm_jax": peers.timed(
-                lambda: jax.block_until_ready(step(trained, moments, ours.params, batch, learnt)),
-                seconds,
+            "lrm_jax": lambda: jax.block_until_ready(
+                step(trained, moments, ours.params, batch, learnt)
             ),
-            "torch": peers.timed(torch_step, seconds),
+            "torch": torch_step,
         },
     }
+    measured = {kind: peers.timed_in_turn(runs, seconds) for kind, runs in both.items()}
     ceiling = peers.matmul_ceiling(_DTYPE.value)
     counted = flops(config, _ROWS.value, _TOKENS.value, answer, _IMAGE.value, rank)
     for kind, sides in measured.items():

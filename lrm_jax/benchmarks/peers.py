@@ -128,13 +128,29 @@ def prompt_ids(head: Head, task: str, tokenizer: Tokenizer, per_image: int) -> l
 
 def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> dict[str, float]:
     """Median and best seconds of run(), after one call that is not counted."""
-    run()
-    times, start = [], time.perf_counter()
-    while len(times) < least or time.perf_counter() - start < seconds:
-        before = time.perf_counter()
+    return timed_in_turn({"": run}, seconds, least)[""]
+
+
+def timed_in_turn(
+    runs: dict[str, Callable[[], Any]], seconds: float, least: int = 3
+) -> dict[str, dict[str, float]]:
+    """Median and best seconds of each of `runs`, called in turn so that all meet the same machine,
+    until that many seconds each have passed; one call of each before that is not counted."""
+    for run in runs.values():
         run()
-        times.append(time.perf_counter() - before)
-    return {"seconds": statistics.median(times), "best": min(times), "repetitions": len(times)}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    turns = 0
+    while turns < least or time.perf_counter() - start < seconds * len(runs):
+        turns += 1
+        for name, run in runs.items():
+            before = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - before)
+    return {
+        name: {"seconds": statistics.median(own), "best": min(own), "repetitions": turns}
+        for name, own in times.items()
+    }
 
 
 def matmul_ceiling(dtype: str = "float32", size: int = 2048) -> float:
