@@ -43,12 +43,27 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 _IDENTITY = flags.DEFINE_bool(
     "allow_identity_adapter", False, "Accept an adapter that changes nothing."
 )
+_JUDGE = flags.DEFINE_string(
+    "judge",
+    None,
+    "A published judge in place of the three heads: topreward, roboreward, robometer.",
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "With --judge: file with its wording (see third_party/README.md)."
+)
+# What says nothing to a judge, and would be ignored.
+_ONLY_HEADS = ("heads", "heads_file", "goal", "interval", "decode", "max_new_tokens", "scaffold",
+               "max_pixels", "allow_identity_adapter")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     """Scores every input on the command line."""
     if len(argv) < 2:
         raise UserError("there is nothing to score: give a video, a folder of images or an array")
+    if _JUDGE.value is not None:
+        return _judge(argv[1:])
+    if _PROMPTS.value is not None:
+        raise UserError("--prompts is a judge's wording: give --judge too, or --heads_file")
     adapters = door.adapter_folders(_ADAPTER.value)
     from lrm_jax.jobs import score
     from lrm_jax.rewards.model import load_reward_model
@@ -67,6 +82,27 @@ def main(argv: list[str]) -> None:
             f"{done['unreadable']} of {done['answers']} generated answers could not be read; they "
             "are invalid, not scores"
         )
+    _say_done(done)
+
+
+def _judge(inputs: list[str]) -> None:
+    for name in _ONLY_HEADS:
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} belongs to the three heads and changes nothing with --judge")
+    if len(_ADAPTER.value) > 1:
+        raise UserError("--adapter: a judge takes one, a PEFT folder")
+    from lrm_jax.jobs import judge as job
+    from lrm_jax.rewards.judges import load_judge
+
+    judge = load_judge(
+        _JUDGE.value, _MODEL.value, adapter=(_ADAPTER.value or [None])[0], prompts=_PROMPTS.value,
+        dtype=_DTYPE.value,
+    )  # fmt: skip
+    done = job.judge_inputs(judge, _MODEL.value, inputs, _TASK.value, _OUT.value)
+    _say_done(done)
+
+
+def _say_done(done: dict) -> None:
     print(
         f"{done['frames']} frames of {done['inputs']} inputs in {done['seconds']:.1f} s: "
         f"{done['frames_per_second']:.1f} frames/s. Results in {_OUT.value}"

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lrm_jax.episodes.video import Video, read_picture, read_video
-from lrm_jax.report import plots
-from lrm_jax.report.video import Clip, overlay_video
+from lrm_jax.episodes.video import read_picture
+from lrm_jax.jobs.score_files import (
+    Input,
+    batches,
+    column,
+    frame_columns,
+    read_inputs,
+    write_files,
+)
 from lrm_jax.rewards import parsing
 from lrm_jax.rewards.engine import HEADS
 from lrm_jax.rewards.generated import check_decode
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.rewards.model import RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
-from lrm_jax.run import atomic, manifest
 from lrm_jax.run.errors import UserError, did_you_mean
 from lrm_jax.run.progress import bar
-
-BATCH = 8  # videos of one shape that are scored together
-PICTURE = 320
-
-
-class Input(NamedTuple):
-    """A video to be scored: where it came from, and the folder that its results go to."""
-
-    path: Path
-    folder: Path
-    video: Video
 
 
 def score_inputs(
@@ -54,8 +45,7 @@ def score_inputs(
 ) -> dict[str, Any]:
     """Scores videos and writes scores.json, scores.parquet, plot.png, overlay.mp4, manifest.json.
 
-    One input's files go into `out`; several inputs' into `out/NAME`, a number added where names
-    repeat. All inputs are read before anything is written, so that a bad one loses nothing.
+    Where they go: see `score_files.read_inputs`.
 
     Returns: {"inputs", "frames", "seconds", "frames_per_second", "folders", "unreadable",
       "answers"}; seconds of scoring, compilation included; how many generated answers could not be
@@ -80,31 +70,11 @@ def score_inputs(
         for head in model.heads:
             if heads is None or head.name in heads:
                 parsing.reader(head)
-    if not paths:
-        raise UserError("there is nothing to score: give a video, a folder of images or an array")
     picture = None if goal is None else read_picture(goal)
-    out = Path(out)
-    videos = [read_video(p) for p in bar(paths, desc="reading", unit="video")]
-    inputs = [
-        Input(Path(p), folder, video)
-        for p, folder, video in zip(paths, _folders(paths, out), videos, strict=True)
-    ]
-    try:
-        for one in inputs:
-            one.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from (
-            error
-        )
-    groups: dict[tuple[int, ...], list[Input]] = {}
-    for one in inputs:
-        groups.setdefault(one.video.frames.shape, []).append(one)
-    batches = [
-        group[at : at + BATCH] for group in groups.values() for at in range(0, len(group), BATCH)
-    ]
+    inputs = read_inputs(paths, out)
     spent, written, unreadable, answers = 0.0, 0, 0, 0
     settings = dict(heads=heads, interval=interval, goal=picture)
-    for batch in bar(batches, desc="scoring", unit="batch"):
+    for batch in bar(batches(inputs), desc="scoring", unit="batch"):
         before = time.perf_counter()
         frames = np.stack([one.video.frames for one in batch])
         texts: dict[str, np.ndarray] = {}
@@ -152,40 +122,17 @@ def as_json(scores: Scores, task: str, model: str) -> dict[str, Any]:
 
 def as_table(scores: Scores, episode: int, first: int = 0) -> pa.Table:
     """Scores [T] as a table: LeRobot's progress columns, then every head; invalid is null."""
-    count = len(scores.progress)
-
-    def column(values) -> pa.Array:
-        values = np.asarray(values, np.float32)
-        return pa.array(values, mask=np.isnan(values))
-
+    columns = frame_columns(len(scores.progress), episode, scores.progress, first)
     return pa.table(
-        {
-            "index": pa.array(np.arange(first, first + count, dtype=np.int64)),
-            "episode_index": pa.array(np.full(count, episode, np.int64)),
-            "frame_index": pa.array(np.arange(count, dtype=np.int64)),
-            "progress_sparse": column(scores.progress),
-            **{name: column(getattr(scores, name)) for name in NAMES},
-            "entropy": column(scores.entropy),
-        }
+        columns
+        | {name: column(getattr(scores, name)) for name in NAMES}
+        | {"entropy": column(scores.entropy)}
     )
 
 
 def _of_video(scores: Scores, i: int) -> Scores:
     parts = {k: np.asarray(v)[i] for k, v in vars(scores).items() if k != "valid"}
     return Scores(valid={k: np.asarray(v)[i] for k, v in scores.valid.items()}, **parts)
-
-
-def _folders(paths: Sequence[str | os.PathLike[str]], out: Path) -> list[Path]:
-    if len(paths) == 1:
-        return [out]
-    names: list[str] = []
-    for path in paths:
-        name = Path(path).resolve().stem or "input"
-        fresh, number = name, 2
-        while fresh in names:
-            fresh, number = f"{name}_{number}", number + 1
-        names.append(fresh)
-    return [out / name for name in names]
 
 
 def _write(
@@ -197,9 +144,8 @@ def _write(
     episode: int,
     texts: Mapping[str, np.ndarray],
 ) -> None:
-    frames, fps = one.video
     content = as_json(scores, task, model.name) | {
-        "input": str(one.path), "fps": fps, "interval": interval,
+        "input": str(one.path), "fps": one.video.fps, "interval": interval,
         "decode": "generate" if texts else "closed",
     }  # fmt: skip
     for name, said in texts.items():  # comparisons: a text for each order
@@ -207,11 +153,4 @@ def _write(
     asked = {name: np.asarray(getattr(scores, name)) for name in HEADS}
     # A video of one frame has no comparison; a head that said nothing at all gets no curve.
     curves = {k: v for k, v in asked.items() if np.asarray(scores.valid[k]).any()} or asked
-    drawing = plots.reward_components(curves, seconds_per_frame=1 / fps, title=task)
-    atomic.write_bytes(one.folder / "plot.png", drawing)
-    sink = pa.BufferOutputStream()
-    pq.write_table(as_table(scores, episode), sink)
-    atomic.write_bytes(one.folder / "scores.parquet", sink.getvalue().to_pybytes())
-    overlay_video(Clip(frames, task, curves), one.folder / "overlay.mp4", fps=fps, picture=PICTURE)
-    manifest.write(one.folder, hashes=model.facts, job="score")
-    atomic.write_bytes(one.folder / "scores.json", json.dumps(content, indent=1).encode())
+    write_files(one, task, curves, as_table(scores, episode), content, model.facts)

@@ -208,6 +208,7 @@ def test_bad_settings(model, frames, tmp_path, monkeypatch, change, message):
         (["--task=x", "--out=o", "--model=lrm-nan", "a.mp4"], "no such model"),
         (["--task=x", "--out=o", "--adapter=progress", "a.mp4"], "HEAD=FOLDER"),
         (["--task=x", "--out=o", "--decode=open", "a.mp4"], "closed|generate"),
+        (["--task=x", "--out=o", "--judge=robometer", "--interval=2", "a.mp4"], "with --judge"),
     ],
 )
 def test_the_door_exits_with_2_and_one_line(tmp_path, words, message):

@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +15,9 @@ import transformers
 
 import lrm_jax
 from lrm_jax.benchmarks import peers
+from lrm_jax.episodes.video import read_video
+from lrm_jax.jobs.judge import judge_inputs
+from lrm_jax.report.video import encode_mp4
 from lrm_jax.rewards import judges
 from lrm_jax.rewards.judges import forward, paths, prompts
 from lrm_jax.rewards.judges.robometer import TOKEN
@@ -315,6 +319,30 @@ def test_a_number_that_is_not_finite_is_invalid(peer, videos):
     judge.variables["params"]["embed_tokens"] = judge.variables["params"]["embed_tokens"] * np.nan
     got = judge.score(videos[0, :2], TASKS[0])
     assert not got.valid.any() and np.isnan(got.value).all() and np.isnan(got.raw).all()
+
+
+def test_the_doors_files(peer, videos, tmp_path):
+    """Two videos of one shape but other rates: each is told its own."""
+    folder, _ = peer
+    for i, fps in enumerate((4.0, 20.0)):
+        (tmp_path / f"{i}.mp4").write_bytes(encode_mp4(videos[0], fps))
+    judge = judges.load_judge("roboreward", folder)
+    out = tmp_path / "out"
+    done = judge_inputs(judge, folder, [tmp_path / "0.mp4", tmp_path / "1.mp4"], TASKS[0], out)
+    assert done["inputs"] == 2 and done["frames"] == 12
+    frames = read_video(tmp_path / "1.mp4").frames
+    want = judge.score(frames, TASKS[0], fps=20.0)
+    got = json.loads((out / "1" / "scores.json").read_text())
+    assert got["judge"] == "roboreward" and got["n_frames"] == 6 and got["valid"] == [True] * 6
+    np.testing.assert_allclose(got["value"], want.value, atol=1e-6)
+    np.testing.assert_allclose(got["distribution"], want.distribution, atol=1e-6)
+    other = json.loads((out / "0" / "scores.json").read_text())
+    assert other["raw"] != got["raw"]
+    table = pq.read_table(out / "1" / "scores.parquet").to_pydict()
+    np.testing.assert_allclose(table["progress_sparse"], want.value, atol=1e-6)
+    assert table["episode_index"] == [1] * 6
+    for name in ("plot.png", "overlay.mp4", "manifest.json"):
+        assert (out / "0" / name).stat().st_size > 0
 
 
 def test_by_trajectory():
