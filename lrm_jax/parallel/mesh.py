@@ -6,6 +6,7 @@ widths cut, rows shared. The order is that of the devices: tensor neighbours are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -100,6 +101,11 @@ def make_mesh(
     except NotImplementedError:  # no axis of the mesh fits whole axes of the slice: split those
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=kinds)
+
+
+def under(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """`jax.set_mesh(mesh)`, or nothing without one."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

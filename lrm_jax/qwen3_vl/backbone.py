@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from lrm_jax.qwen3_vl import generate, weights
+from lrm_jax.parallel.mesh import MeshConfig, make_mesh, under
+from lrm_jax.qwen3_vl import generate, sharding, weights
 from lrm_jax.qwen3_vl.adapters import read_adapters
 from lrm_jax.qwen3_vl.batching import Batch, bucket, pack
 from lrm_jax.qwen3_vl.config import Config
@@ -24,6 +27,7 @@ class Backbone:
 
     params: the parameter tree. lora: the "lora" collection with a leading adapter axis, or None.
     towers: for each adapter the parameters of its own vision tower, or None; empty if none has one.
+    mesh: that parameters are cut and rows are computed over, or None for one device.
     """
 
     config: Config
@@ -32,6 +36,7 @@ class Backbone:
     adapters: tuple[str, ...] = ()
     lora: Any = None
     towers: tuple[Any, ...] = ()
+    mesh: Mesh | None = None
 
     def logits(
         self, *, adapter: str | Sequence[str | None] | None = None, **processor_outputs: Any
@@ -48,11 +53,12 @@ class Backbone:
           UserError: an adapter that is not loaded.
           ValueError: arrays that do not fit together.
         """
-        batch, ids = self._prepare(processor_outputs, adapter)
-        towers = self._towers(batch, ids)
-        out = generate.logits(self.model, self.params, self.lora, batch, ids, towers)
+        with under(self.mesh):
+            batch, ids = self._prepare(processor_outputs, adapter)
+            towers = self._towers(batch, ids)
+            out = generate.logits(self.model, self.params, self.lora, batch, ids, towers)
         rows, length = np.shape(processor_outputs["input_ids"])
-        return np.asarray(out[:rows, :length])
+        return np.asarray(out)[:rows, :length]
 
     def generate(
         self,
@@ -69,14 +75,15 @@ class Backbone:
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        batch, ids = self._prepare(processor_outputs, adapter)
         stops, pad = self.config.eos_token_id, self.config.pad_token_id
         if pad is None:
             pad = stops[0] if stops else 0
-        tokens, used = generate.greedy(
-            self.model, self.params, self.lora, batch, ids, np.int32(max_new_tokens),
-            self._towers(batch, ids), slots=bucket(max_new_tokens, 32), stops=stops, pad=pad,
-        )  # fmt: skip
+        with under(self.mesh):
+            batch, ids = self._prepare(processor_outputs, adapter)
+            tokens, used = generate.greedy(
+                self.model, self.params, self.lora, batch, ids, np.int32(max_new_tokens),
+                self._towers(batch, ids), slots=bucket(max_new_tokens, 32), stops=stops, pad=pad,
+            )  # fmt: skip
         return np.asarray(tokens)[: len(processor_outputs["input_ids"]), : int(used)]
 
     def _prepare(self, outputs: dict[str, Any], adapter: Any) -> tuple[Batch, np.ndarray | None]:
@@ -112,6 +119,7 @@ def from_pretrained(
     dtype: str = "float32",
     adapters: Mapping[str, str | os.PathLike] | None = None,
     allow_identity_adapter: bool = False,
+    mesh: Mesh | MeshConfig | str | None = None,
 ) -> Backbone:
     """Loads a checkpoint folder of dense Qwen3-VL as it stands on the hub.
 
@@ -121,17 +129,25 @@ def from_pretrained(
       adapters: PEFT folders by name. Their factors are float32 whatever the dtype. One may have a
         vision tower of its own (modules_to_save): rows that pick it see with that.
       allow_identity_adapter: accept an adapter whose every lora_B is zero.
+      mesh: devices to compute on, e.g. "fsdp=-1" for all of them: parameters go straight from the
+        files to their shards.
 
     Raises:
       UserError: the folder is not such a checkpoint, or is damaged; see `weights`. An adapter is
         damaged, does not fit or does nothing; see `lora.load_peft`.
     """
     config = weights.read_config(folder)
-    params = weights.read_params(folder, config, dtype)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        mesh = make_mesh(mesh)
+    homes = None if mesh is None else sharding.homes(config, mesh)
+    params = weights.read_params(folder, config, dtype, homes)
     model = Qwen3VL(config, dtype=jnp.dtype(dtype))
     if not adapters:
-        return Backbone(config, params, model)
+        return Backbone(config, params, model, mesh=mesh)
     lora, towers = read_adapters(
         adapters, config, params, allow_identity_adapter=allow_identity_adapter
     )
-    return Backbone(config, params, model, tuple(adapters), lora, towers)
+    if mesh is not None:
+        lora = sharding.place_adapter({"lora": lora}, mesh)["lora"]
+        towers = tuple(None if t is None else jax.device_put(t, homes["visual"]) for t in towers)
+    return Backbone(config, params, model, tuple(adapters), lora, towers, mesh)

@@ -13,6 +13,8 @@ from typing import Any
 import flax.struct
 import numpy as np
 
+from lrm_jax.parallel.mesh import AXES, ROW_AXES
+from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl.config import Config
 from lrm_jax.qwen3_vl.inputs import VisionInputs, VisionTables, grid_tables, rope_positions
 
@@ -52,7 +54,8 @@ def bucket(size: int, smallest: int = 1) -> int:
 
 
 def pack(config: Config, outputs: Mapping[str, Any]) -> Batch:
-    """Pads and indexes a processor's outputs.
+    """Pads and indexes a processor's outputs; where a mesh is set, to numbers of rows and images
+    that it divides.
 
     Args:
       config: the model's.
@@ -77,7 +80,7 @@ def pack(config: Config, outputs: Mapping[str, Any]) -> Batch:
         raise ValueError(f"unknown processor outputs: {', '.join(sorted(given))}")
 
     rows, length = tokens.shape
-    full = (bucket(rows), bucket(length, 64))
+    full = (_divided(bucket(rows), ROW_AXES), bucket(length, 64))
     batch = Batch(
         tokens=np.zeros(full, np.int32),
         positions=np.zeros((3, *full), np.int32),
@@ -112,6 +115,11 @@ def pack(config: Config, outputs: Mapping[str, Any]) -> Batch:
     for n, b in owner:
         rows_of[n] = b
     return batch.replace(owner=rows_of, vision=vision)
+
+
+def _divided(size: int, axes: tuple[str, ...]) -> int:
+    parts = shards(axes)
+    return -(-size // parts) * parts
 
 
 class _Images:
@@ -180,7 +188,7 @@ class _Images:
         return number * (self.patches // self.unit) + np.arange(self.tokens_of(number))
 
     def inputs(self) -> VisionInputs:
-        count, vision = bucket(len(self.grids)), self.config.vision_config
+        count, vision = _divided(bucket(len(self.grids)), AXES), self.config.vision_config
         tables = VisionTables(
             pos_index=np.zeros((count, self.patches, 4), np.int32),
             pos_weight=np.zeros((count, self.patches, 4), np.float32),

@@ -10,7 +10,16 @@ copied.
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lrm_jax.parallel import rules
 from lrm_jax.parallel.rules import Rule
+from lrm_jax.qwen3_vl import names
+from lrm_jax.qwen3_vl.config import Config
 
 _BOTH = ("fsdp", "tensor")
 
@@ -39,5 +48,28 @@ LORA: tuple[Rule, ...] = (
     (r"lm_head/b", (None, ("tensor", "fsdp"))),
     (r"visual/.*/a", (_BOTH, None)),
     (r"visual/.*/b", (None, _BOTH)),
-    (r".*/scale", ()),
+    (r".*/(scale|dropout)", ()),
 )
+
+
+def homes(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """The sharding of every parameter, as `weights.read_params` takes them; what does not divide is
+    copied."""
+    tree: dict[str, Any] = {}
+    for leaf in names.leaves(config):
+        node = tree
+        for key in leaf.path[:-1]:
+            node = node.setdefault(key, {})
+        node[leaf.path[-1]] = jax.ShapeDtypeStruct(leaf.tree_shape, np.float32)
+    return rules.plan(tree, PARAMS, mesh, indivisible="replicate").shardings
+
+
+def place_adapter(adapter: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """An adapter tree, also of stacked adapters, on its devices: factors beside the kernels that
+    they belong to, replaced leaves where the base's lie."""
+    placed = {}
+    for part, own in (("lora", LORA), ("params", PARAMS)):
+        if part in adapter:
+            plan = rules.plan(adapter[part], own, mesh, indivisible="replicate")
+            placed[part] = jax.device_put(adapter[part], plan.shardings)
+    return placed

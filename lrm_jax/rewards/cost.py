@@ -66,9 +66,11 @@ def row_bytes(config: Config, tokens: int, reads: int, itemsize: int) -> int:
     )
 
 
-def micro_batches(count: int, size: int) -> jax.Array:
+def micro_batches(count: int, size: int, multiple: int = 1) -> jax.Array:
     """Indices 0 ... count-1 in equal groups of at most `size`, int32 [groups, <= size]; the last
-    one is repeated."""
+    one is repeated. multiple: groups are rounded up to a multiple of it."""
     groups = -(-count // max(1, min(size, count)))
     each = -(-count // groups)
+    each += -each % multiple
+    groups = -(-count // each)
     return jnp.minimum(jnp.arange(groups * each), count - 1).reshape(groups, each)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from lrm_jax.parallel import rows as over_rows
-from lrm_jax.parallel.mesh import ROW_AXES
+from lrm_jax.parallel.mesh import AXES, ROW_AXES
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures, VisionInputs, fixed_grid, grid_of, patchify
 from lrm_jax.rewards import adapters as adapters_file
 from lrm_jax.rewards import cost, scoring
@@ -332,7 +332,8 @@ class RewardEngine:
             return self.model.apply(variables, VisionInputs(patches, grid), method="encode")
 
         size = cost.image_bytes(self.model.config, self.patches, self._itemsize)
-        chunks = cost.micro_batches(len(frames), self.memory_bytes // size)
+        # Within a shard of rows, images are cut over what the mesh has left.
+        chunks = cost.micro_batches(len(frames), self.memory_bytes // size, over_rows.shards(AXES))
         if chunks.shape[0] == 1:
             return one(chunks[0])
         done = jax.lax.map(one, chunks)

@@ -162,7 +162,8 @@ def write(
             model, variables["params"], variables.get("lora"), batch, None,
             np.int32(max_new_tokens), slots=slots, stops=ends, pad=ends[0],
         )  # fmt: skip
-        written += [_until(row[:max_new_tokens], ends) for row in np.asarray(out).tolist()]
+        own = np.asarray(out)[: len(index), :max_new_tokens]
+        written += [_until(row, ends) for row in own.tolist()]
     return written[: len(prompts)]
 
 

@@ -26,8 +26,8 @@ class Given(NamedTuple):
         return len(self.frames)
 
     def user_order(self, x: Any) -> np.ndarray:
-        """[>= T, B, ...] as [B, T, ...], or [T, ...] for one video."""
-        x = np.moveaxis(np.asarray(x), 0, 1)[:, : self.time]
+        """[>= T, >= B, ...] as [B, T, ...], or [T, ...] for one video."""
+        x = np.moveaxis(np.asarray(x), 0, 1)[: len(self.tasks), : self.time]
         return x[0] if self.single else x
 
 

@@ -12,9 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lrm_jax.lora import files as lora_files
-from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, weights
+from lrm_jax.parallel.mesh import ROW_AXES, MeshConfig, make_mesh, under
+from lrm_jax.parallel.rows import shards
+from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, sharding, weights
 from lrm_jax.rewards import calibration, chosen_heads, generated
 from lrm_jax.rewards import heads as heads_file
 from lrm_jax.rewards.calibration import HeadCalibration
@@ -45,6 +48,7 @@ class RewardModel:
     image_size: (height, width) of the camera it was trained for, pixels, or None for any.
     adapters: adapter trees by head; adapter_folders: where they were read from.
     calibration: corrections of heads' answers, by head.
+    mesh: that parameters are cut and videos are scored over, or None for one device.
     pixels: bounds of the checkpoint's image processor, where it has one: frames are then resized as
       that does (`qwen3_vl.resize`), without one with a triangle filter.
     """
@@ -61,6 +65,7 @@ class RewardModel:
     adapter_folders: dict[str, Path] = dataclasses.field(default_factory=dict)
     pixels: resize.PixelBounds | None = None
     calibration: dict[str, HeadCalibration] = dataclasses.field(default_factory=dict)
+    mesh: Mesh | None = None
     _engines: dict[Any, RewardEngine] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -131,17 +136,22 @@ class RewardModel:
                 max_new_tokens=max_new_tokens, scaffold=scaffold,
             ).scores  # fmt: skip
         given = self._given(frames, task, goal)
-        extra = -given.time % FRAME_BUCKET
-        frames = np.concatenate([given.frames, np.repeat(given.frames[-1:], extra, axis=0)])
-        scores = given.engine.score(
-            self.variables,
-            self._resize(frames, given.engine.image_size),
-            np.arange(len(given.tasks), dtype=np.int32),
-            heads=heads,
-            interval=interval,
-            sentences=given.tasks,
-            goal=given.goal,
-        )
+        with under(self.mesh):
+            more, videos = -given.time % FRAME_BUCKET, -len(given.tasks) % shards(ROW_AXES)
+            frames = np.pad(given.frames, ((0, more), (0, videos), *((0, 0),) * 3), mode="edge")
+            goal = given.goal
+            if goal is not None:
+                goal = np.pad(goal, ((0, videos), *((0, 0),) * 3), mode="edge")
+            tasks = given.tasks + given.tasks[-1:] * videos
+            scores = given.engine.score(
+                self.variables,
+                self._resize(frames, given.engine.image_size),
+                np.arange(len(tasks), dtype=np.int32),
+                heads=heads,
+                interval=interval,
+                sentences=tasks,
+                goal=goal,
+            )
         return jax.tree.map(given.user_order, scores)
 
     def generate(
@@ -158,17 +168,18 @@ class RewardModel:
         """What `score` with decode="generate" reads, with the texts and how many were not read;
         arrays [T, ...] or [B, T, ...]."""
         given = self._given(frames, task, goal)
-        found = generated.score(
-            given.engine,
-            self.variables,
-            self._resize(given.frames, given.engine.image_size),
-            given.tasks,
-            heads=heads,
-            interval=interval,
-            goal=given.goal,
-            max_new_tokens=max_new_tokens,
-            scaffold=scaffold,
-        )
+        with under(self.mesh):
+            found = generated.score(
+                given.engine,
+                self.variables,
+                self._resize(given.frames, given.engine.image_size),
+                given.tasks,
+                heads=heads,
+                interval=interval,
+                goal=given.goal,
+                max_new_tokens=max_new_tokens,
+                scaffold=scaffold,
+            )
         return dataclasses.replace(
             found,
             scores=jax.tree.map(given.user_order, found.scores),
@@ -263,6 +274,7 @@ def load_reward_model(
     heads: str | os.PathLike[str] | None = None,
     max_pixels: int | None = None,
     calibrated: bool = True,
+    mesh: Mesh | MeshConfig | str | None = None,
 ) -> RewardModel:
     """Loads a reward model.
 
@@ -278,6 +290,8 @@ def load_reward_model(
       max_pixels: larger frames are made smaller, in place of the bound in the checkpoint's
         `preprocessor_config.json` (released models: 16.8 million pixels, 16,384 tokens a frame).
       calibrated: apply the calibration that is saved with the heads, if there is one.
+      mesh: devices to score on, e.g. "fsdp=-1" for all of them: parameters go straight from file to
+        shard.
     Raises:
       UserError: a folder is missing, damaged or holds another kind of model, or an adapter does not
         fit or does nothing (see `lora.load_peft`).
@@ -312,10 +326,16 @@ def load_reward_model(
             raise UserError(
                 f"adapters: the model has no head {head!r}; {did_you_mean(head, known)}"
             )
-    params = weights.read_params(folder, config, dtype)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        mesh = make_mesh(mesh)
+    homes = None if mesh is None else sharding.homes(config, mesh)
+    params = weights.read_params(folder, config, dtype, homes)
     read = functools.partial(
         read_adapter, config=config, params=params, allow_identity_adapter=allow_identity_adapter
     )
+    trees = {head: read(where) for head, where in adapters.items()}
+    if mesh is not None:
+        trees = {head: sharding.place_adapter(tree, mesh) for head, tree in trees.items()}
     return RewardModel(
         name=name,
         folder=folder,
@@ -325,10 +345,11 @@ def load_reward_model(
         heads=heads,
         tokenizer=tokenizer,
         image_size=size,
-        adapters={head: read(where) for head, where in adapters.items()},
+        adapters=trees,
         adapter_folders=adapters,
         pixels=_pixels(folder, max_pixels),
         calibration=correction if calibrated else {},
+        mesh=mesh,
     )
 
 

@@ -28,6 +28,7 @@ from lrm_jax.run.checkpoints import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
 import iteration
+import loaded
 import tiny
 
 MESHES = ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2")
@@ -185,6 +186,7 @@ def main() -> None:
                 "checkpoints": checkpoints(folder / "checkpoints", folder / "base"),
                 "predictions": predictions(),
                 "iteration": iteration.measured(QUICK),
+                "loaded": loaded.measured(folder / "base"),
             }
         )
     )

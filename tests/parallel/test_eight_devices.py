@@ -116,3 +116,13 @@ def test_hand_calculation_predicts_the_gathers(measured):
     by_hand = sum(found["by_hand"].values())
     compiled = sum(kind["bytes"] for kind in found["compiled"].values())
     assert by_hand <= compiled <= 2.2 * by_hand
+
+
+def test_loaded_models_say_on_a_mesh_what_they_say_on_one_device(measured):
+    """Three rows, three videos: numbers that the mesh does not divide."""
+    found = measured["loaded"]
+    assert found["logits"] < FORWARD and found["tokens"]
+    assert found["held"] < 0.5  # a quarter or an eighth of each kernel, and what is copied
+    # Probabilities of softmaxes over logits of about 30 units: 30 * FORWARD at the very most.
+    assert found["scores"] < 30 * FORWARD
+    assert found["valid"] and found["texts"] and found["shape"] == [3, 5]
