@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from lrm_jax import lora
 from lrm_jax.labels import ClipSettings, ExampleSettings
 from lrm_jax.qwen3_vl.config import Config, TextConfig, VisionConfig
 from lrm_jax.run.config import field
@@ -134,3 +135,43 @@ class RewardTraining:
     seed: int = field(0, ge=0)
     evaluate_every: int = field(500, ge=1)
     checkpoint_every: int = field(500, ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterTraining:
+    """Everything that training the heads' adapters depends on, apart from base and episodes.
+
+    rank, alpha, targets, rslora, dropout, modules_to_save: see `lora.LoraConfig`; the defaults are
+      the paper's. rows: conversations in a batch; accumulate: in so many parts. epochs: over each
+      head's examples; steps: at most so many in all, 0 for whole epochs.
+    remat: "none", "dots" or "full", what the backward pass computes again.
+    """
+
+    rank: int = field(64, ge=1)
+    alpha: float = field(128.0, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rslora: bool = False
+    dropout: float = field(0.0, ge=0, lt=1)
+    modules_to_save: tuple[str, ...] = ()
+    rows: int = field(128, ge=1)
+    accumulate: int = field(1, ge=1)
+    epochs: int = field(1, ge=1)
+    steps: int = field(0, ge=0)
+    remat: str = "full"
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    examples: ExampleSettings = field(default_factory=ExampleSettings)
+    seed: int = field(0, ge=0)
+    checkpoint_every: int = field(100, ge=1)
+
+    def validate(self):
+        if self.remat not in ("none", "dots", "full"):
+            raise UserError(f"remat is {self.remat!r}: choose none, dots or full")
+        self.lora_config()
+
+    def lora_config(self) -> lora.LoraConfig:
+        """What `lora.init` takes."""
+        return lora.LoraConfig(
+            rank=self.rank, alpha=self.alpha, targets=self.targets, rslora=self.rslora,
+            dropout=self.dropout, modules_to_save=self.modules_to_save,
+        )  # fmt: skip

@@ -81,11 +81,10 @@ def make_rows(
     )
 
 
-def make_optimiser(settings: Optimiser, steps: int) -> optax.GradientTransformation:
-    """AdamW, linear warm-up then cosine to `final_share`, global-norm clipping; kernels alone
-    decay."""
+def schedule(settings: Optimiser, steps: int) -> optax.Schedule:
+    """The learning rate: linear warm-up, then cosine to `final_share`."""
     warmup = min(settings.warmup_steps, max(steps - 1, 0))
-    schedule = optax.warmup_cosine_decay_schedule(
+    return optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
         warmup,
@@ -93,13 +92,17 @@ def make_optimiser(settings: Optimiser, steps: int) -> optax.GradientTransformat
         settings.learning_rate * settings.final_share,
     )
 
+
+def make_optimiser(settings: Optimiser, steps: int) -> optax.GradientTransformation:
+    """AdamW with `schedule` and global-norm clipping; kernels alone decay."""
+
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
-            schedule,
+            schedule(settings, steps),
             settings.beta1,
             settings.beta2,
             weight_decay=settings.weight_decay,

@@ -1,0 +1,46 @@
+"""The paper's adapters: rank 64, alpha 128 on q, k, v and o of a frozen Qwen3-VL-8B, one a head.
+
+    python -m lrm_jax.train --config=configs/reward_qwen3vl_8b.py --config.model=FOLDER \
+        --config.mesh=fsdp=-1
+
+Batch 128, one epoch, bfloat16 base (arXiv 2603.16065, 4.1). Without other data it learns from
+simulated episodes at 256 x 256 pixels. "small" is a smoke test of the same stages for a small
+checkpoint.
+"""
+
+from ml_collections import ConfigDict
+
+from lrm_jax.run.config import sibling
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The paper's setting; with "small" a few episodes and steps."""
+    small = arg == "small"
+    nano = sibling(__file__, "reward_nano").get_config("small" if small else "")
+    size = 64 if small else 256
+    return ConfigDict(
+        {
+            "job": "adapters",
+            "model": "",
+            "dtype": "float32" if small else "bfloat16",
+            "mesh": "",
+            "env": nano.env.copy_and_resolve_references() | {"size": size},
+            "collect": nano.collect,
+            "held_out": nano.held_out.copy_and_resolve_references() | {"size": size},
+            "evaluate": nano.evaluate,
+            "training": {
+                "rank": 4 if small else 64,
+                "alpha": 8.0 if small else 128.0,
+                "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+                "rows": 8 if small else 128,
+                "accumulate": 2 if small else 1,
+                "epochs": 1,
+                "steps": 3 if small else 0,
+                "remat": "full",
+                "optimiser": {"learning_rate": 2e-4, "warmup_steps": 1 if small else 100,
+                              "weight_decay": 0.01, "beta2": 0.999},
+                "examples": {"max_offset": 0},
+                "checkpoint_every": 2 if small else 100,
+            },
+        }
+    )  # fmt: skip
