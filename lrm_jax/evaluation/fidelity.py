@@ -47,6 +47,8 @@ def compare(said: Answers, *, ordered: bool) -> dict:
     Returns: a dict that JSON can hold; undefined values are None:
       answers, unreadable: counts; unreadable_share: [value, low, high] (Wilson, 95 %)
       agreement: [value, low, high], of the readable answers those that name the likeliest answer
+      undecided: [value, low, high], of them those between two answers: a comparison that was
+        answered otherwise in the other order. agreement_decided: as agreement, without those.
       mean_difference: mean |closed - generated| over the readable
       judged: readable answers with a truth; all below over them
       closed, likeliest, generated: {"mae"} or {"auc", "accuracy"}; accuracy of a sign or of the
@@ -56,12 +58,19 @@ def compare(said: Answers, *, ordered: bool) -> dict:
     total = len(said.closed)
     read = np.isfinite(said.generated) & np.isfinite(said.closed)
     unread = int(total - np.isfinite(said.generated).sum())
-    same = int((np.abs(said.likeliest - said.generated)[read] < 1e-6).sum())
+    same = np.abs(said.likeliest - said.generated)[read] < 1e-6
+    between = np.zeros(len(same), bool)
+    if not ordered:  # the nearest that two answers of opposite orders come to is their middle
+        ends = said.likeliest[np.isfinite(said.likeliest)]
+        middle = (ends.max(initial=-np.inf) + ends.min(initial=np.inf)) / 2
+        between = np.abs(said.generated[read] - middle) < 1e-6
     found = {
         "answers": total,
         "unreadable": unread,
         "unreadable_share": _share(unread, total),
-        "agreement": _share(same, int(read.sum())),
+        "agreement": _share(int(same.sum()), len(same)),
+        "undecided": _share(int(between.sum()), len(same)),
+        "agreement_decided": _share(int(same[~between].sum()), int((~between).sum())),
         "mean_difference": _number(np.abs(said.closed - said.generated)[read].mean())
         if read.any()
         else None,

@@ -43,6 +43,15 @@ def test_rightness_of_two_answers_is_scikit_learns_auc():
     np.testing.assert_allclose(found["generated"]["accuracy"], (written == truth)[read].mean())
 
 
+def test_comparisons_that_change_with_the_order_are_undecided():
+    closed = np.array([0.3, -0.4, 0.2, -0.9])
+    said = Answers(closed, np.sign(closed), np.array([1.0, 0.0, -1.0, -1.0]), np.sign(closed))
+    found = compare(said, ordered=False)
+    assert found["undecided"][0] == 0.25 and found["agreement"][0] == 0.5
+    np.testing.assert_allclose(found["agreement_decided"][0], 2 / 3)
+    assert found["generated"]["accuracy"] == (1 + 0.5 + 0 + 1) / 4
+
+
 def test_nothing_read_has_no_figures_instead_of_zeros():
     found = compare(
         Answers(np.array([0.5]), np.array([0.5]), np.array([NAN]), np.array([1.0])), ordered=True

@@ -12,17 +12,19 @@ import peft
 import pytest
 import torch
 from qwen3_vl.conftest import (  # noqa: F401 - the two fixtures are used by every test
-    Pair,
-    batch_of,
     exact_matmuls,
-    hf_config,
-    make_pair,
     quick_compilation,
-    relative,
-    tensors,
 )
 
 from lrm_jax import qwen3_vl
+from lrm_jax.benchmarks.parity_cases import (
+    Pair,
+    batch_of,
+    hf_config,
+    make_pair,
+    relative,
+    tensors,
+)
 
 # Two unrolled and two scanned layers, two vision segments of which one stacks two blocks.
 VISION = dict(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lrm_jax.benchmarks.parity_cases import batch_of, relative, tensors
 from lrm_jax.qwen3_vl import empty_cache, generate
 from lrm_jax.qwen3_vl.batching import pack
 
-from .conftest import QUICK, batch_of, relative, tensors
+from .conftest import QUICK
 
 ROWS = [[2, ("image", 6, 4), 3], [4, ("image", 4, 4), 2, ("video", 1, 4, 8), 9]]
 

@@ -9,6 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from lrm_jax.benchmarks.parity_cases import (
+    END,
+    IMAGE,
+    START,
+    VIDEO,
+    batch_of,
+    hf_config,
+    relative,
+    tensors,
+)
 from lrm_jax.qwen3_vl import (
     Config,
     VisionConfig,
@@ -21,7 +31,7 @@ from lrm_jax.qwen3_vl import (
 )
 from lrm_jax.qwen3_vl.batching import bucket, pack
 
-from .conftest import END, IMAGE, QUICK, START, VIDEO, batch_of, hf_config, relative, tensors
+from .conftest import QUICK
 
 CONFIG = Config.from_hf(hf_config().to_dict())
 

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lrm_jax.benchmarks.parity_cases import hf_config
 from lrm_jax.parallel.mesh import ROW_AXES
 from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params, kernels
 from lrm_jax.qwen3_vl.attention import Mask, dot_product_attention
 from lrm_jax.run.errors import UserError
-
-from .conftest import hf_config
 
 splash = functools.partial(kernels.splash, rows=ROW_AXES, interpret=True)
 

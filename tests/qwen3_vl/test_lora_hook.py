@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lrm_jax.benchmarks.parity_cases import batch_of, relative
 from lrm_jax.qwen3_vl import generate, names
 from lrm_jax.qwen3_vl.batching import pack
 from lrm_jax.qwen3_vl.layers import Linear
 from lrm_jax.run.errors import UserError
 
-from .conftest import QUICK, batch_of, relative
+from .conftest import QUICK
 
 BATCH = batch_of([[2, ("image", 6, 4), 3], [4, ("image", 4, 4), 2, ("image", 4, 8), 9]], "left")
 RANK = 3

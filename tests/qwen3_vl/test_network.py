@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
+from lrm_jax.benchmarks.parity_cases import TEXT, VISION, batch_of, hf_config, make_pair
 from lrm_jax.qwen3_vl import (
     Config,
     Qwen3VL,
@@ -29,7 +30,7 @@ from lrm_jax.qwen3_vl.text import num_unrolled
 from lrm_jax.qwen3_vl.vision import segments
 from lrm_jax.run.errors import UserError
 
-from .conftest import QUICK, TEXT, VISION, batch_of, hf_config, make_pair
+from .conftest import QUICK
 
 # As the hub has it (transformers 4.57): rope_theta beside rope_scaling.
 HUB = {

@@ -7,24 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from lrm_jax.qwen3_vl import Qwen3VL, generate, names
+from lrm_jax.benchmarks.parity_cases import (
+    CASES,
+    batch_of,
+    hf_gradients,
+    next_token_loss,
+    relative,
+    tensors,
+)
+from lrm_jax.qwen3_vl import Qwen3VL, generate
 from lrm_jax.qwen3_vl.batching import pack
 
-from .conftest import QUICK, batch_of, relative, tensors
+from .conftest import QUICK
 
 # A float32 sum of some hundred terms errs by about 1e-6 of its scale, and eleven layers add a few
 # of those; a wrong GELU, axis or epsilon shows at 1e-4 and above.
 LOGITS, FEATURES, GRADIENTS = 1e-5, 1e-5, 2e-5
-
-# Two rows and three images at most, so that most cases share one compiled program.
-CASES = {
-    "text": [[9]],
-    "one_image": [[3, ("image", 6, 4), 5]],
-    "two_sizes": [[3, ("image", 4, 8), 2, ("image", 6, 6), 4]],
-    "video": [[2, ("video", 3, 4, 6), 4], [5]],
-    "image_and_video": [[("image", 4, 4), 3], [2, ("video", 1, 4, 4), 3, ("image", 6, 4), 2]],
-    "three_images": [[("image", 4, 4), 1, ("image", 8, 2), 1, ("image", 2, 2), 2], [7]],
-}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,23 +79,6 @@ def test_vision_features(untied):
             assert relative(got.deepstack[k, n, : len(expected)], expected.numpy()) < FEATURES
 
 
-def hf_gradients(pair, batch):
-    """Next-token cross entropy of the real tokens, and its gradients in our tree's layout."""
-    pair.hf.zero_grad()
-    given = tensors(batch)
-    scores = torch.log_softmax(pair.hf(**given).logits[:, :-1], -1)
-    picked = torch.gather(scores, -1, given["input_ids"][:, 1:, None])[..., 0]
-    real = (given["attention_mask"][:, 1:] & given["attention_mask"][:, :-1]).float()
-    loss = -(picked * real).sum() / real.sum()
-    loss.backward()
-    flat = {k: v.grad.numpy() for k, v in pair.hf.named_parameters() if v.grad is not None}
-    out = {}
-    for leaf in names.leaves(pair.ours.config):
-        parts = [leaf.from_file(flat[name]) for name in leaf.names]
-        out[leaf.path] = np.stack(parts) if leaf.stacked else parts[0]
-    return float(loss.detach()), out
-
-
 @pytest.mark.parametrize(
     "which,remat",
     [
@@ -113,12 +94,7 @@ def test_gradients(which, remat, request):
     packed, model = pack(config, batch), Qwen3VL(config, remat=remat)
 
     def loss(params):
-        scores = jax.nn.log_softmax(
-            generate.logits.__wrapped__(model, params, None, packed, None)[:, :-1]
-        )
-        picked = jnp.take_along_axis(scores, packed.tokens[:, 1:, None], -1)[..., 0]
-        real = packed.valid[:, 1:] & packed.valid[:, :-1]
-        return -jnp.sum(jnp.where(real, picked, 0)) / real.sum()
+        return next_token_loss(model, params, packed)
 
     value, got = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(pair.ours.params)
     expected_value, expected = hf_gradients(pair, batch)

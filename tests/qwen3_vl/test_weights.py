@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 import transformers
 
+from lrm_jax.benchmarks.parity_cases import batch_of, hf_config, tensors
 from lrm_jax.qwen3_vl import (
     Config,
     Qwen3VL,
@@ -23,8 +24,6 @@ from lrm_jax.qwen3_vl import (
     weights,
 )
 from lrm_jax.run.errors import UserError
-
-from .conftest import batch_of, hf_config, tensors
 
 BATCH = batch_of([[3, ("image", 6, 4), 5]])
 
