@@ -53,6 +53,25 @@ def bucket(size: int, smallest: int = 1) -> int:
     return smallest * (-(-units // step) * step)
 
 
+def sizes(largest: int, smallest: int = 1) -> list[int]:
+    """Every padded size that `bucket` gives to sizes up to `largest`: some eight, and four for each
+    doubling beyond 8 times `smallest`."""
+    return sorted({bucket(n, smallest) for n in range(1, largest + 1)})
+
+
+def most_programs(config: Config, rows: int, length: int, images: int, patches: int) -> int:
+    """How many programs batches can need at the very most that have up to so many rows, tokens in
+    the longest row, images (a video counts one for each temporal patch) and patches in the largest
+    image. Batches without an image need their own.
+
+    It is a product of four short lists; users who send pictures of one size and rows of similar
+    length meet a handful.
+    """
+    text = len(sizes(rows)) * len(sizes(length, 64))
+    pictures = len(sizes(images)) * len(sizes(patches, 16 * config.vision_config.merge_unit))
+    return text * (1 + pictures)
+
+
 def pack(config: Config, outputs: Mapping[str, Any]) -> Batch:
     """Pads and indexes a processor's outputs; where a mesh is set, to numbers of rows and images
     that it divides.

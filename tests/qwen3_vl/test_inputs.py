@@ -23,6 +23,7 @@ from lrm_jax.qwen3_vl import (
     Config,
     VisionConfig,
     VisionInputs,
+    batching,
     fixed_grid,
     grid_of,
     inputs,
@@ -195,3 +196,26 @@ def test_buckets(size, smallest):
 
 def test_few_buckets():
     assert len({bucket(n, 64) for n in range(1, 16385)}) <= 36
+
+
+def test_programs_of_arbitrary_batches_are_bounded():
+    """Three hundred random batches have shapes from the short lists of `batching.sizes` alone, and
+    fewer of them than `most_programs` allows."""
+    config = Config.from_hf(hf_config().to_dict())
+    rng, shapes = np.random.default_rng(0), set()
+    for seed in range(300):
+        rows = [
+            [int(rng.integers(1, 150))]
+            + [("image", *(2 * rng.integers(1, 12, 2))) for _ in range(rng.integers(0, 3))]
+            for _ in range(rng.integers(1, 6))
+        ]
+        batch = pack(config, batch_of(rows, seed=seed))
+        vision = () if batch.vision is None else batch.vision.patches.shape[:2]
+        shapes.add((*batch.tokens.shape, *vision))
+    assert {s[0] for s in shapes} <= set(batching.sizes(5))
+    assert {s[1] for s in shapes} <= set(batching.sizes(150 + 2 * 123, 64))
+    assert {s[2] for s in shapes if len(s) > 2} <= set(batching.sizes(10))
+    assert {s[3] for s in shapes if len(s) > 2} <= set(batching.sizes(22 * 22, 64))
+    assert len(shapes) <= batching.most_programs(config, 5, 396, 10, 484)
+    # Doubling what may be sent adds four sizes, not as many again.
+    assert len(batching.sizes(8192, 64)) == len(batching.sizes(4096, 64)) + 4

@@ -218,6 +218,20 @@ SETTINGS = AdapterTraining(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_program_a_head():
+    """Compiling takes longest here: runs with the same settings share their step."""
+    original, made = training.make_step, {}
+
+    def make_step(model, optimiser, accumulate=1, dropout_seed=None):
+        key = (model, accumulate, dropout_seed)
+        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_step", make_step)
+        yield
+
+
 @pytest.fixture(scope="module")
 def nano():
     return load_reward_model("lrm-nano")
