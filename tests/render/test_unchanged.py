@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from lrm_jax import envs
-from lrm_jax.benchmarks.render import stack
+from lrm_jax.benchmarks.scenes import stack
 from lrm_jax.envs import panda
 from lrm_jax.envs.put_on_plate import COLOURS, PALETTE
 from lrm_jax.render import render
