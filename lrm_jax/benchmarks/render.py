@@ -38,14 +38,17 @@ _ENVS = flags.DEFINE_integer("envs", 64, "Environments in a batch.", lower_bound
 _SIZE = flags.DEFINE_integer("size", 64, "Height and width of an image in pixels.", lower_bound=1)
 _GEOMS = flags.DEFINE_integer("geoms", 25, "Geoms of the scene.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each renderer is timed.", lower_bound=1)
+_BOUNDS = flags.DEFINE_enum(
+    "bounds", "auto", ["auto", "on", "off"], "Whether tiles get lists of the geoms in them."
+)
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Time of a round for each.", lower_bound=0.01)
 
 ARM = 25  # geoms of `scenes.arm_mjcf`
-_CHAIN = 256  # multiply-adds on each number: enough that memory does not count
+_SIDE = 1536  # of the matrices whose product tells what arithmetic costs here
 
 
 def _in_turn(draws: dict[str, Callable[[], None]], images: int) -> dict[str, list[float]]:
-    """Images/s of each in every round; a draw draws `images`, the fastest draw of a round counts."""
+    """Images/s of each in every round, by its fastest draw; a draw draws `images`."""
     for draw in draws.values():
         draw()
     rates: dict[str, list[float]] = {name: [] for name in draws}
@@ -67,24 +70,18 @@ def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def _arithmetic() -> Callable[[], float]:
-    """One measurement of the FLOP/s that XLA reaches here with multiply-adds in registers."""
-
-    @jax.jit
-    def chain(x):
-        for i in range(_CHAIN):
-            x = x * (0.5 + i / 1024) + 0.25
-        return x
-
-    x = jnp.ones((64, 4096))
-    jax.block_until_ready(chain(x))
+    """Measures the FLOP/s of a large product of matrices: what multiply-adds can reach here."""
+    product = jax.jit(lambda x: x @ x)
+    x = jnp.ones((_SIDE, _SIDE))
+    jax.block_until_ready(product(x))
 
     def measure() -> float:
         times = []
-        for _ in range(20):
+        for _ in range(5):
             before = time.perf_counter()
-            jax.block_until_ready(chain(x))
+            jax.block_until_ready(product(x))
             times.append(time.perf_counter() - before)
-        return 2 * _CHAIN * x.size / min(times)
+        return 2 * _SIDE**3 / min(times)
 
     return measure
 
@@ -155,8 +152,11 @@ def main(argv: list[str]) -> None:
     data = scenes.stack(mj_model, postures)
     rgba = jnp.broadcast_to(jnp.asarray(model.geom_rgba), (n, *model.geom_rgba.shape))
 
+    bounds = {"auto": None, "on": True, "off": False}[_BOUNDS.value]
+
     def image(colours, data):
-        return render(model.replace(geom_rgba=colours), data, "front", size, size)
+        shown = model.replace(geom_rgba=colours)
+        return render(shown, data, "front", size, size, bounds=bounds)
 
     start = time.perf_counter()
     compiled = jax.jit(jax.vmap(image)).lower(rgba, data).compile()
@@ -185,6 +185,7 @@ def main(argv: list[str]) -> None:
         "envs": n,
         "size": size,
         "geoms": int(mj_model.ngeom),
+        "bounds": _BOUNDS.value,
         "compile_seconds": compile_seconds,
         "images_per_second": {
             name: {"best": max(r), "median": statistics.median(r)} for name, r in rates.items()
