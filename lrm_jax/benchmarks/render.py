@@ -1,8 +1,11 @@
-"""Images per second of the ray caster and of `mujoco.Renderer`, on one scene, in one run.
+"""Images per second of the ray caster and of its peers, on one scene, in one run.
 
-    python -m lrm_jax.benchmarks.render --json=FILE [--envs=64 --size=64]
+    python -m lrm_jax.benchmarks.render --json=FILE [--envs=64 --size=64 --geoms=25]
 
-Both draw the same 25 geoms: a table, a floor, an arm of 7 links with a gripper, cubes and mats.
+25 geoms: a table, a floor, an arm of 7 links with a gripper, cubes and mats; other numbers: solids
+scattered over a floor. The peers are `mujoco.Renderer` (OpenGL in software where there is no GPU)
+and, where warp-lang is installed, the batch renderer of MuJoCo Warp that comes with MJX. All are
+timed in turn, round by round: the machine may be busy with other things, ratios are of one round.
 """
 
 import json
@@ -11,6 +14,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if sys.platform == "linux":
@@ -21,146 +25,182 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from absl import flags
-from mujoco import mjx
 
+from lrm_jax.benchmarks import scenes
 from lrm_jax.render import render
 from lrm_jax.run import atomic
 from lrm_jax.run.cli import reject_arguments, run_app
-from lrm_jax.run.errors import UserError
+from lrm_jax.run.errors import UserError, one_line
+from lrm_jax.run.quiet_mjx import mjx
 
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _ENVS = flags.DEFINE_integer("envs", 64, "Environments in a batch.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("size", 64, "Height and width of an image in pixels.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Time to measure each renderer for.", lower_bound=0.1)
-
-_LINKS = (  # per link: two geoms of the arm, in the frame of the link's joint
-    ('type="cylinder" size=".06 .1" pos="0 0 .1"', 'type="capsule" size=".05 .05" pos="0 0 .2"'),
-    ('type="capsule" size=".055" fromto="0 0 0 0 0 .16"', 'type="cylinder" size=".06 .03"'),
-    ('type="capsule" size=".05" fromto="0 0 0 .05 0 .14"', 'type="box" size=".05 .04 .05"'),
-    ('type="capsule" size=".05" fromto="0 0 0 -.05 0 .14"', 'type="cylinder" size=".055 .06"'),
-    ('type="capsule" size=".045" fromto="0 0 0 0 0 .14"', 'type="box" size=".045 .05 .05"'),
-    ('type="capsule" size=".045" fromto="0 0 0 .06 0 .08"', 'type="cylinder" size=".05 .055"'),
-    ('type="cylinder" size=".04 .05" pos="0 0 .05"', 'type="box" size=".02 .09 .03" pos="0 0 .12"'),
+_GEOMS = flags.DEFINE_integer("geoms", 25, "Geoms of the scene.", lower_bound=2)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each renderer is timed.", lower_bound=1)
+_BOUNDS = flags.DEFINE_enum(
+    "bounds", "auto", ["auto", "on", "off"], "Whether tiles get lists of the geoms in them."
 )
+_SECONDS = flags.DEFINE_float("seconds", 0.5, "Time of a round for each.", lower_bound=0.01)
+
+ARM = 25  # geoms of `scenes.arm_mjcf`
+_SIDE = 1536  # of the matrices whose product tells what arithmetic costs here
 
 
-def arm_mjcf() -> str:
-    """An arm-like scene of 25 geoms with joints everywhere and a camera ``front``."""
-    finger = '<geom type="box" size=".009 .01 .03" pos="0 {} .18" rgba=".2 .2 .25 1"/>'
-    arm = finger.format(-0.03) + finger.format(0.03)
-    for i, geoms in reversed(tuple(enumerate(_LINKS))):
-        axis, height = ("0 0 1", "0 1 0")[i % 2], 0.0 if i == 0 else 0.16
-        grey = ("0.9 0.9 0.9 1", "0.5 0.5 0.6 1")
-        drawn = "".join(f'<geom {g} rgba="{c}"/>' for g, c in zip(geoms, grey, strict=True))
-        arm = f'<body pos="0 0 {height}"><joint type="hinge" axis="{axis}"/>{drawn}{arm}</body>'
-    loose = ""
-    for i, colour in enumerate(("1 0 0", "0 1 0", "0 0 1", "1 1 0")):
-        shape = 'type="box" size=".022 .022 .022"' if i < 2 else 'type="cylinder" size=".06 .004"'
-        loose += f'<body><freejoint/><geom {shape} rgba="{colour} 1"/></body>'
-    return f"""
-<mujoco>
-  <statistic extent="1.5" center=".3 0 .3"/>
-  <default><geom contype="0" conaffinity="0"/></default>
-  <worldbody>
-    <light directional="true" dir="-.2 -.3 -1" diffuse=".6 .6 .6"/>
-    <camera name="front" pos="1.4 0 .8" xyaxes="0 1 0 -.5 0 .87" fovy="45"/>
-    <geom type="plane" size="0 0 .1" pos="0 0 -.4" rgba=".4 .4 .45 1"/>
-    <geom type="box" size=".5 .6 .02" pos=".3 0 -.02" rgba=".6 .5 .4 1"/>
-    <geom type="sphere" size=".04" pos="0 -.4 .04" rgba=".8 .3 .8 1"/>
-    <geom type="sphere" size=".04" pos="0 .4 .04" rgba=".3 .8 .8 1"/>
-    <geom type="capsule" size=".015" fromto="-.15 -.55 .02 -.15 .55 .02" rgba=".3 .3 .3 1"/>
-    {loose}{arm}
-  </worldbody>
-</mujoco>"""
-
-
-def random_posture(model: mujoco.MjModel, rng: np.random.Generator) -> mujoco.MjData:
-    """Joint angles up to 0.8 rad, the loose things somewhere on the table."""
-    data = mujoco.MjData(model)
-    for i, kind in enumerate(model.jnt_type):
-        at = model.jnt_qposadr[i]
-        if kind == mujoco.mjtJoint.mjJNT_HINGE:
-            data.qpos[at] = rng.uniform(-0.8, 0.8)
-        else:
-            yaw = rng.uniform(-np.pi, np.pi)
-            place = [rng.uniform(0.2, 0.6), rng.uniform(-0.4, 0.4), rng.uniform(0.005, 0.1)]
-            data.qpos[at : at + 7] = [*place, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-    mujoco.mj_forward(model, data)
-    return data
-
-
-def stack(model: mujoco.MjModel, postures: list[mujoco.MjData]) -> mjx.Data:
-    """An `mjx.Data` with the frames of N postures; only what a renderer reads is filled in."""
-    frames = {
-        name: np.stack([getattr(d, name) for d in postures]).astype(np.float32)
-        for name in ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat")
-    }
-    for name in ("geom_xmat", "cam_xmat"):
-        frames[name] = frames[name].reshape(*frames[name].shape[:2], 3, 3)
-    n = len(postures)
-    data = jax.tree.map(lambda v: jnp.broadcast_to(v, (n, *jnp.shape(v))), mjx.make_data(model))
-    return data.replace(**{name: jnp.asarray(v) for name, v in frames.items()})
-
-
-def _rate(draw, images: int) -> dict[str, float]:
-    """Images per second of draw(), which draws `images`: median and best over repetitions."""
-    draw()
-    times, start = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < _SECONDS.value:
-        before = time.perf_counter()
+def _in_turn(draws: dict[str, Callable[[], None]], images: int) -> dict[str, list[float]]:
+    """Images/s of each in every round, by its fastest draw; a draw draws `images`."""
+    for draw in draws.values():
         draw()
-        times.append(time.perf_counter() - before)
-    return {"images_per_second": images / statistics.median(times), "best": images / min(times)}
+    rates: dict[str, list[float]] = {name: [] for name in draws}
+    for _ in range(_ROUNDS.value):
+        for name, draw in draws.items():
+            times, start = [], time.perf_counter()
+            while not times or time.perf_counter() - start < _SECONDS.value:
+                before = time.perf_counter()
+                draw()
+                times.append(time.perf_counter() - before)
+            rates[name].append(images / min(times))
+    return rates
 
 
-def main(argv: list[str]) -> None:
-    reject_arguments(argv)
-    n, size = _ENVS.value, _SIZE.value
-    mj_model = mujoco.MjModel.from_xml_string(arm_mjcf())
-    mj_model.vis.global_.offwidth = mj_model.vis.global_.offheight = max(size, 64)
-    model = mjx.put_model(mj_model)
-    rng = np.random.default_rng(0)
-    postures = [random_posture(mj_model, rng) for _ in range(n)]
-    data = stack(mj_model, postures)
-    rgba = jnp.broadcast_to(jnp.asarray(model.geom_rgba), (n, *model.geom_rgba.shape))
+def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times faster we are: the median over rounds, and best against best."""
+    rounds = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return {"median": rounds, "best_over_best": max(ours) / max(theirs)}
 
-    start = time.perf_counter()
-    compiled = (
-        jax.jit(jax.vmap(lambda c, d: render(model.replace(geom_rgba=c), d, "front", size, size)))
-        .lower(rgba, data)
-        .compile()
-    )
-    compile_seconds = time.perf_counter() - start
-    ours = _rate(lambda: jax.block_until_ready(compiled(rgba, data)), n)
+
+def _arithmetic() -> Callable[[], float]:
+    """Measures the FLOP/s of a large product of matrices: what multiply-adds can reach here."""
+    product = jax.jit(lambda x: x @ x)
+    x = jnp.ones((_SIDE, _SIDE))
+    jax.block_until_ready(product(x))
+
+    def measure() -> float:
+        times = []
+        for _ in range(5):
+            before = time.perf_counter()
+            jax.block_until_ready(product(x))
+            times.append(time.perf_counter() - before)
+        return 2 * _SIDE**3 / min(times)
+
+    return measure
+
+
+def _opengl(model: mujoco.MjModel, postures: list[mujoco.MjData], size: int, plain: bool):
+    """A draw with `mujoco.Renderer`; `plain`: as little as we draw."""
     try:
-        renderer = mujoco.Renderer(mj_model, size, size)
+        renderer = mujoco.Renderer(model, size, size)
     except Exception as error:
         raise UserError(f"mujoco.Renderer does not start, try MUJOCO_GL=osmesa: {error}") from error
+    if plain:
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = 0
 
-    def draw_all():
+    def draw() -> None:
         for posture in postures:
             renderer.update_scene(posture, "front")
             renderer.render()
 
-    theirs = _rate(draw_all, n)
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0  # as little as we draw
-    plain = _rate(draw_all, n)
-    renderer.close()
-    device = jax.devices()[0]
+    return draw
+
+
+def _warp(model: mujoco.MjModel, postures: list[mujoco.MjData], size: int):
+    """A draw with MuJoCo Warp's batch renderer, called without JAX, on Warp's CPU device.
+
+    Only frames of geoms and cameras differ between worlds; each draw refits the tree of bounds, as
+    it has to after a step.
+    """
+    import mujoco.mjx.third_party.mujoco_warp as mjw
+    import warp
+
+    warp.config.quiet = True
+    with warp.ScopedDevice("cpu"):
+        warp_model = mjw.put_model(model)
+        data = mjw.put_data(model, postures[0], nworld=len(postures))
+        for name in ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat"):
+            value = np.stack([getattr(d, name) for d in postures]).astype(np.float32)
+            getattr(data, name).assign(value.reshape(getattr(data, name).numpy().shape))
+        context = mjw.create_render_context(
+            mjm=model, nworld=len(postures), cam_res=(size, size), use_textures=False,
+            use_shadows=False, render_rgb=True, render_depth=False, enabled_geom_groups=[0, 1, 2],
+        )  # fmt: skip
+
+    def draw() -> None:
+        with warp.ScopedDevice("cpu"):
+            mjw.refit_bvh(warp_model, data, context)
+            mjw.render(warp_model, data, context)
+            warp.synchronize_device("cpu")
+
+    draw()
+    if np.unique(context.rgb_data.numpy()).size < 8:
+        raise RuntimeError("its images are empty")
+    return draw
+
+
+def main(argv: list[str]) -> None:
+    reject_arguments(argv)
+    jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is a figure
+    n, size = _ENVS.value, _SIZE.value
+    arm = _GEOMS.value == ARM
+    text = scenes.arm_mjcf() if arm else scenes.scattered_mjcf(_GEOMS.value - 1)
+    mj_model = mujoco.MjModel.from_xml_string(text)
+    mj_model.vis.global_.offwidth = mj_model.vis.global_.offheight = max(size, 64)
+    model = mjx.put_model(mj_model)
+    rng = np.random.default_rng(0)
+    pose = scenes.random_posture if arm else scenes.scatter
+    postures = [pose(mj_model, rng) for _ in range(n)]
+    data = scenes.stack(mj_model, postures)
+    rgba = jnp.broadcast_to(jnp.asarray(model.geom_rgba), (n, *model.geom_rgba.shape))
+
+    bounds = {"auto": None, "on": True, "off": False}[_BOUNDS.value]
+
+    def image(colours, data):
+        shown = model.replace(geom_rgba=colours)
+        return render(shown, data, "front", size, size, bounds=bounds)
+
+    start = time.perf_counter()
+    compiled = jax.jit(jax.vmap(image)).lower(rgba, data).compile()
+    compile_seconds = time.perf_counter() - start
+    draws = {
+        "lrm_jax": lambda: jax.block_until_ready(compiled(rgba, data)),
+        "mujoco_renderer": _opengl(mj_model, postures, size, plain=False),
+        "mujoco_renderer_without_shadows": _opengl(mj_model, postures, size, plain=True),
+    }
+    absent = {}
+    try:
+        draws["mujoco_warp_cpu"] = _warp(mj_model, postures, size)
+    except Exception as error:  # not installed, or it refuses this device
+        absent["mujoco_warp_cpu"] = f"{type(error).__name__}: {one_line(error)[:300]}"
+    peers = [name for name in draws if name != "lrm_jax"]
+    peak = _arithmetic()
+    peaks = [peak()]
+    rates = _in_turn(draws, n)
+    peaks.append(peak())
     flops = (compiled.cost_analysis() or {}).get("flops", float("nan")) / n
+    written = size * size * (4 + 3)  # packed pixels between the two passes, then bytes
+    ours = max(rates["lrm_jax"])
+    device = jax.devices()[0]
     figures = {
         "benchmark": "render",
         "envs": n,
         "size": size,
         "geoms": int(mj_model.ngeom),
-        "lrm_jax": ours | {"compile_seconds": compile_seconds},
-        "mujoco_renderer": theirs | {"backend": os.environ.get("MUJOCO_GL", "default")},
-        "mujoco_renderer_without_shadows": plain,
-        "ratio": ours["images_per_second"] / theirs["images_per_second"],
-        "ratio_without_shadows": ours["images_per_second"] / plain["images_per_second"],
-        "flops_per_image": flops,
-        "flops_per_second": flops * ours["images_per_second"],
+        "bounds": _BOUNDS.value,
+        "compile_seconds": compile_seconds,
+        "images_per_second": {
+            name: {"best": max(r), "median": statistics.median(r)} for name, r in rates.items()
+        },
+        "not_measured": absent,
+        "ratio": {name: _ratio(rates["lrm_jax"], r) for name, r in rates.items() if name in peers},
+        "floor": {
+            "flops_per_image": flops,
+            "flops_per_ray_and_geom": flops / (size * size * int(mj_model.ngeom)),
+            "bytes_per_image": written,
+            "multiply_add_flops_per_second": max(peaks),
+            "images_per_second_at_that": max(peaks) / flops,
+            "share_reached": ours * flops / max(peaks),
+        },
+        "mujoco_gl": os.environ.get("MUJOCO_GL", "default"),
         "device": f"{device.platform} {device.device_kind}, {platform.machine()}, "
         f"{os.cpu_count()} cores",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lrm_jax.render import intersect
+from lrm_jax.render import bounds, intersect
 from lrm_jax.render.camera import View
 from lrm_jax.render.scene import Scene
 from lrm_jax.run.quiet_mjx import mjx
@@ -49,12 +49,25 @@ def prepare(scene: Scene, frames: dict[str, Frames], alpha: jax.Array, view: Vie
     return out
 
 
-def cast(scene: Scene, prepared: dict, far: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Packed hits int32 [H,W] (see `intersect.pack`) for x [1,W], y [H,1]; 0: nothing there."""
+def cast(
+    scene: Scene,
+    prepared: dict,
+    far: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    listed: bounds.Lists | None = None,
+) -> jax.Array:
+    """Packed hits int32 [H,W] (see `intersect.pack`) for x [1,W], y [H,1]; 0: nothing there.
+
+    listed: a tile's part of `bounds.lists`; all geoms are tried without.
+    """
     best = jnp.zeros((y.shape[0], x.shape[1]), jnp.int32)
     for kind in scene.kinds:
-        for k, ids in enumerate(kind.surfaces):
+
+        def nearest(best, k, ids, kind=kind):
             p = {name: value[k] for name, value in prepared[kind.name].items()}
             hit = intersect.HIT[kind.name](p, p["limit"], x, y, ids, scene.id_bits)
-            best = jnp.maximum(best, hit)
+            return jnp.maximum(best, hit)
+
+        best = bounds.fold(kind, listed, nearest, best)
     return jnp.where(intersect.as_float(best) > 1 / far, best, 0)

@@ -9,7 +9,7 @@ the albedo and the cosines to the lights.
 import jax
 import jax.numpy as jnp
 
-from lrm_jax.render import intersect, lights, materials, shadows
+from lrm_jax.render import bounds, intersect, lights, materials, shadows
 from lrm_jax.render.camera import View
 from lrm_jax.render.cast import Frames
 from lrm_jax.render.scene import Scene
@@ -35,12 +35,15 @@ def prepare(
     colours: jax.Array,
     view: View,
     with_shadows: bool,
+    placed: tuple[int, ...] = (),
 ) -> dict:
-    """All that `shade` needs of the scene; `colours` is `materials.albedo` [ngeom,4]."""
-    light = lights.lights_of(model, view)
+    """All that `shade` needs of the scene; `colours` is `materials.albedo` [ngeom,4], `placed`
+    the ids of lights with a position."""
+    light = lights.lights_of(model, view, placed)
     textures = materials.textures_of(model)
     out: dict = {name: {} for name in ("curved", "flat", "word", "checker", "sky", "shadows")}
     out |= {"diffuse": light.diffuse, "ambient": light.ambient}
+    out["placed"] = lights.prepare_placed(model, view, light)
     for kind in scene.kinds:
         f = frames[kind.name]
         rgb = colours[jnp.array(kind.geoms), None, :3]
@@ -50,7 +53,7 @@ def prepare(
             parts.append(rgb)
         if kind.surfaces[0][-1] > scene.curved:
             cosines = lights.flat(kind.name, f, light)
-            if with_shadows:
+            if with_shadows or placed:
                 out["flat"][kind.name] = cosines
                 parts.append(jnp.broadcast_to(rgb, (*cosines.shape[:2], 3)))
             else:
@@ -60,7 +63,10 @@ def prepare(
             out["checker"] = materials.prepare_checker(model, kind.geoms, textures, f, view.pixel)
         if with_shadows and kind.name in shadows.CASTING:
             out["shadows"][kind.name] = [
-                shadows.prepare(kind.name, f, towards) for towards in light.towards[1:]
+                shadows.prepare_placed(kind.name, f, light.at[j])
+                if j in light.placed
+                else shadows.prepare(kind.name, f, light.towards[j])
+                for j in range(1, len(light.towards))
             ]
     if with_shadows:
         visible = {k.name: colours[jnp.array(k.geoms), 3] > 0 for k in scene.kinds}
@@ -71,36 +77,63 @@ def prepare(
 
 
 def shade(
-    scene: Scene, prepared: dict, key: jax.Array, far: jax.Array, x: jax.Array, y: jax.Array
+    scene: Scene,
+    prepared: dict,
+    key: jax.Array,
+    far: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    listed: bounds.Lists | None = None,
+    placed: tuple[int, ...] = (),
 ) -> jax.Array:
-    """Pixels int32 [H,W], red in the lowest byte, then green and blue, from packed hits [H,W]."""
+    """Pixels int32 [H,W], red in the lowest byte, then green and blue, from packed hits [H,W].
+
+    listed: as for `cast.cast`; placed: as for `prepare`.
+    """
     surface = key & ((1 << scene.id_bits) - 1)
     t = 1 / jnp.maximum(intersect.as_float(key), 1 / far)
     word = jnp.zeros_like(key)
     cosines = [jnp.zeros_like(t)] * prepared["diffuse"].shape[0]
     for kind in scene.kinds:
-        curved, flat = (prepared[name].get(kind.name) for name in ("curved", "flat"))
-        for k, ids in enumerate(kind.surfaces):
-            for i, number in enumerate(ids):
-                here = surface == number
+
+        def look(carry, k, ids, kind=kind):
+            word, *cosines = carry
+            curved, flat = (prepared[name].get(kind.name) for name in ("curved", "flat"))
+            for i in range(len(kind.surfaces[0])):
+                here = surface == ids[i]
                 word = jnp.where(here, prepared["word"][kind.name][k, i], word)
-                if number <= scene.curved:
+                if kind.surfaces[0][i] <= scene.curved:
                     new = lights.curved(kind.name, _row(curved, k), t, x, y)
                 elif flat is not None:
-                    new = list(flat[k, i - len(ids)])
+                    new = list(flat[k, i - len(kind.surfaces[0])])
                 else:
                     continue
                 cosines = [jnp.where(here, n, c) for n, c in zip(new, cosines, strict=True)]
+            return word, *cosines
+
+        word, *cosines = bounds.fold(kind, listed, look, (word, *cosines))
     cosines = [jnp.maximum(c, 0.0) for c in cosines]
+    ambient = list(prepared["ambient"])
+    for i, p in zip(placed, prepared["placed"], strict=True):
+        left, by_distance = lights.falloff(p, t, x, y)
+        cosines[1 + i] = cosines[1 + i] * by_distance
+        ambient = [a + left * own for a, own in zip(ambient, p["ambient"], strict=True)]
     for name, by_light in prepared["shadows"].items():
         for j, p in enumerate(by_light):
-            casts = prepared["casts"][name]
-            for k in range(casts.shape[0]):
-                dark = casts[k, j] & shadows.blocks(name, _row(p, k), t, x, y)
-                cosines[1 + j] = jnp.where(dark, 0.0, cosines[1 + j])
+
+            def darken(k, lit, name=name, j=j, p=p):
+                dark = shadows.blocks(name, _row(p, k), t, x, y)
+                return jnp.where(prepared["casts"][name][k, j] & dark, 0.0, lit)
+
+            count = prepared["casts"][name].shape[0]
+            if listed is not None and name in listed:
+                cosines[1 + j] = jax.lax.fori_loop(0, count, darken, cosines[1 + j])
+            else:
+                for k in range(count):
+                    cosines[1 + j] = darken(k, cosines[1 + j])
     rgb = _unpack(word)
     for c, albedo in enumerate(rgb):
-        light = prepared["ambient"][c]
+        light = ambient[c]
         for j, cosine in enumerate(cosines):
             light = light + prepared["diffuse"][j, c] * cosine
         if prepared["flat"]:

@@ -1,4 +1,4 @@
-"""Which points lie in the shadow of a geom: rays from them towards a directional light.
+"""Which points lie in the shadow of a geom: rays from them towards a light.
 
 Only whether such a ray meets a geom matters, not where. Points are o + t d in the geom's frame (see
 `cast.Frames`), the ray goes on along l, the unit vector towards the light. Planes cast no shadow.
@@ -56,6 +56,61 @@ def prepare(name: str, f: Frames, towards: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def prepare_placed(name: str, f: Frames, at: jax.Array) -> dict[str, jax.Array]:
+    """As `prepare` for a light at `at` [3], relative to the camera, world axes."""
+    return {"o": f.o, "a": f.a, "at": jnp.einsum("kji,j->ki", f.mat, at) + f.o, "size": f.size}
+
+
+def _within(a, b, c) -> tuple[jax.Array, jax.Array]:
+    """Where a s^2 + 2 b s + c < 0: between the two; empty where it never is."""
+    d = b * b - a * c
+    root = jnp.sqrt(jnp.maximum(d, 0.0))
+    inverse = 1 / jnp.maximum(a, _TINY)
+    nowhere = jnp.where(d > 0, 0.0, 4.0)
+    return (-b - root) * inverse + nowhere, (-b + root) * inverse - nowhere
+
+
+def _slab(q, l, h) -> tuple[jax.Array, jax.Array]:
+    """Where |q + s l| < h: between the two."""
+    k = 1 / jnp.where(jnp.abs(l) < _TINY, _TINY, l)
+    half = h * jnp.abs(k)
+    return -q * k - half, -q * k + half
+
+
+def blocks_placed(name: str, p: dict, t: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Whether one geom is between the points at depths t [H,W] and a light with a position."""
+    q = [p["o"][i] + t * affine(p["a"][i], x, y) for i in range(3)]
+    l = [p["at"][i] - q[i] for i in range(3)]  # the light is at s = 1
+    size = p["size"]
+    first = _BIAS * jax.lax.rsqrt(jnp.maximum(l[0] ** 2 + l[1] ** 2 + l[2] ** 2, _TINY))
+
+    def meets(enter, leave):
+        return jnp.minimum(leave, 1.0) > jnp.maximum(enter, first)
+
+    def ball(scale, centre=0.0):
+        u = [v * s for v, s in zip((q[0], q[1], q[2] - centre), scale, strict=True)]
+        m = [v * s for v, s in zip(l, scale, strict=True)]
+        a, b, c = (sum(v * w for v, w in zip(*uv, strict=True)) for uv in ((m, m), (u, m), (u, u)))
+        # The point itself lies on the lit side where b >= 0.
+        return meets(*_within(a, b, c - 1)) & ((b < 0) | (c > 1))
+
+    if name in ("sphere", "ellipsoid"):
+        return ball([1 / size[0]] * 3 if name == "sphere" else [1 / size[i] for i in range(3)])
+    if name == "box":
+        spans = [_slab(q[i], l[i], size[i]) for i in range(3)]
+    else:
+        flat = (l[0] ** 2 + l[1] ** 2, q[0] * l[0] + q[1] * l[1])
+        spans = [_within(*flat, q[0] ** 2 + q[1] ** 2 - size[0] ** 2), _slab(q[2], l[2], size[1])]
+    enter, leave = spans[0]
+    for low, high in spans[1:]:
+        enter, leave = jnp.maximum(enter, low), jnp.minimum(leave, high)
+    found = meets(enter, leave)
+    if name == "capsule":
+        for end in (-size[1], size[1]):
+            found |= ball([1 / size[0]] * 3, end)
+    return found
+
+
 def _any_normal(l: jax.Array) -> jax.Array:
     """Unit vectors [K,3] perpendicular to l [K,3], which is close to +-z."""
     e = jnp.cross(jnp.broadcast_to(jnp.array([1.0, 0.0, 0.0]), l.shape), l)
@@ -64,6 +119,8 @@ def _any_normal(l: jax.Array) -> jax.Array:
 
 def blocks(name: str, p: dict, t: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """Whether one geom is between the points at depths t [H,W] and the light, bool [H,W]."""
+    if "at" in p:
+        return blocks_placed(name, p, t, x, y)
     if name == "cylinder":
         middle = p["z_o"] + t * affine(p["z_a"], x, y)
         b = p["b_o"] + t * affine(p["b_a"], x, y)

@@ -71,3 +71,18 @@ def test_a_small_slice_compiles(tmp_path):
     assert found["fits"] and weights < found["memory"]["argument_bytes"] < weights + 100e6
     assert 0.9 < found["collective_bytes_over_predicted"] < 1.4
     assert 0 < found["roofline"]["mfu"] <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_renderer_compiles(tmp_path):
+    """Images of 64 environments a chip: every chip draws its own, nothing goes between them."""
+    file = tmp_path / "x.json"
+    done = door(
+        "--topology=v5e:2x2", "--program=render", "--image=64", f"--json={file}",
+        LRM_JAX_CACHE="off",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(file.read_text())
+    images = 64 * 64 * 64 * 3  # bytes of a chip's images
+    assert found["fits"] and found["collective_bytes"] == 0
+    assert images <= found["memory"]["output_bytes"] < 16 * images

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mujoco import mjx
 
-from lrm_jax.benchmarks.render import stack
+from lrm_jax.benchmarks.scenes import stack
 
 SLICES, STACKS = 128, 64
 

@@ -7,7 +7,7 @@ import pytest
 from mujoco import mjx
 from render_oracle import Oracle, interior
 
-from lrm_jax.benchmarks.render import arm_mjcf, random_posture, stack
+from lrm_jax.benchmarks.scenes import arm_mjcf, random_posture, stack
 from lrm_jax.render import render_all
 
 SIZE = 64

@@ -9,7 +9,7 @@ import pytest
 from mujoco import mjx
 from render_oracle import Oracle, interior, one
 
-from lrm_jax.benchmarks.render import stack
+from lrm_jax.benchmarks.scenes import stack
 from lrm_jax.render import camera as cameras
 from lrm_jax.render import cast, render, render_all
 from lrm_jax.render import draw as draw_module

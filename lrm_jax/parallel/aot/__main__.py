@@ -21,8 +21,8 @@ from lrm_jax.run.cli import reject_arguments, run_app
 from lrm_jax.run.errors import UserError, did_you_mean
 
 # Named here and not imported: whatever imports JAX must come after the environment is set.
-PROGRAMS = ("lora_train", "score", "refine")
-ROWS_PER_CHIP = {"lora_train": 8, "score": 16, "refine": 8}
+PROGRAMS = ("lora_train", "score", "refine", "render")
+ROWS_PER_CHIP = {"lora_train": 8, "score": 16, "refine": 8, "render": 64}
 
 _MODEL = flags.DEFINE_string("model", "qwen3-vl-8b", "qwen3-vl-2b, -4b, -8b or -32b.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chip and shape of the slice.")
@@ -79,7 +79,9 @@ def main(argv: list[str]) -> None:
 
     config = sizes.by_name(_MODEL.value)
     rows, mesh = _BATCH.value or ROWS_PER_CHIP[name] * where.chips, MeshConfig.parse(_MESH.value)
-    if name == "refine":
+    if name == "render":
+        figures = report.render_report(where, mesh, rows, _SIDE.value)
+    elif name == "refine":
         from lrm_jax.benchmarks import peers
         from lrm_jax.rewards.tokenizer import Tokenizer
 
@@ -107,7 +109,9 @@ def main(argv: list[str]) -> None:
             rank=_RANK.value,
             attention=_ATTENTION.value,
         )
-    asked = {"model": _MODEL.value, "topology": _TOPOLOGY.value, "program": name}
+    asked = {"topology": _TOPOLOGY.value, "program": name}
+    if name != "render":
+        asked = {"model": _MODEL.value} | asked
     atomic.write_json(path, asked | figures)
     print(json.dumps(asked | figures, indent=2))
 

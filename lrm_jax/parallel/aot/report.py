@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from lrm_jax.parallel import hlo, roofline, rules
-from lrm_jax.parallel.aot import estimate, programs, refine
+from lrm_jax.parallel.aot import estimate, pixels, programs, refine
 from lrm_jax.parallel.mesh import MeshConfig, make_mesh
 from lrm_jax.qwen3_vl import Config
 from lrm_jax.rewards.tokenizer import Tokenizer
@@ -127,6 +127,33 @@ def refine_report(
             facts["compile_cpu_seconds"] for facts in report["programs"].values()
         ),
     }
+
+
+def render_report(
+    where: roofline.Slice, mesh_config: MeshConfig, environments: int, side: int
+) -> dict[str, Any]:
+    """What drawing one image of each environment needs on each chip; the compiler's own counts of
+    operations and bytes are of one image."""
+    mesh = make_mesh(mesh_config, topology_devices(where))
+    report = _place(where, mesh) | {
+        "environments": environments,
+        "image_side": side,
+        "task": pixels.TASK,
+    }
+    compiled, facts = _compile(pixels.program(mesh, environments, side), mesh)
+    report |= facts
+    if compiled is None:
+        return report
+    here = environments / (mesh.shape["data"] * mesh.shape["fsdp"])
+    counted = compiled.cost_analysis() or {}
+    found = {
+        name: counted[key] / here
+        for name, key in (("flops_per_image", "flops"), ("bytes_per_image", "bytes accessed"))
+        if key in counted
+    }
+    if "bytes_per_image" in found:  # a bound: arithmetic runs on vector units without a public peak
+        found["images_per_second_by_hbm"] = where.chip.hbm_rate / found["bytes_per_image"]
+    return report | found | memory_figures(compiled, where) | communication(compiled, where)
 
 
 def _place(where: roofline.Slice, mesh: Mesh) -> dict[str, Any]:
