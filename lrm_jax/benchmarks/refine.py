@@ -1,0 +1,181 @@
+"""One iteration of the quickstart's refinement: its split, what the reward engine saves, and the
+same loop built the released way.
+
+    python -m lrm_jax.benchmarks.refine --json=FILE
+
+Ours is `rl.refine` with an untrained policy (the work is the same). The released way does one thing
+after another: MuJoCo's C engine steps one environment, `mujoco.Renderer` draws the frames that are
+judged, and transformers generates an answer of `--new_tokens` for each frame and head, from the
+same lrm-nano. It is measured on a few episodes and answers, and scaled; its controller, policy and
+update are left out, in its favour.
+"""
+
+import os
+import sys
+import time
+
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")  # before mujoco is imported
+
+from pathlib import Path
+
+import jax
+import mujoco
+import numpy as np
+from absl import flags
+
+import lrm_jax
+from lrm_jax.benchmarks import peers
+from lrm_jax.jobs.arms import heads_asked, make_reward
+from lrm_jax.jobs.base_policy import World
+from lrm_jax.jobs.refine import RefineJob
+from lrm_jax.qwen3_vl import patchify
+from lrm_jax.rewards.heads import by_name
+from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
+from lrm_jax.rewards.tokenizer import IMAGE_PAD
+from lrm_jax.rl.refine import refine
+from lrm_jax.run import config
+from lrm_jax.run.cli import reject_arguments, run_app
+from lrm_jax.run.errors import UserError
+from lrm_jax.run.progress import note
+
+_JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
+_ENVS = flags.DEFINE_integer("envs", 128, "Environments.", lower_bound=4)
+_ITERATIONS = flags.DEFINE_integer("iterations", 4, "Measured iterations of each loop.", 1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 8, "Tokens of a generated answer.", 1)
+_EPISODES = flags.DEFINE_integer("peer_episodes", 4, "Episodes of the peer's physics.", 1)
+_ANSWERS = flags.DEFINE_integer("peer_answers", 40, "Answers that the peer generates.", 2)
+
+PARTS = ("rollout", "score", "learn")
+
+
+def quickstart(envs: int, iterations: int) -> RefineJob:
+    """The quickstart's settings, for so many environments and iterations."""
+    path = Path(lrm_jax.__file__).parents[1] / "configs" / "quickstart.py"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run this from a checkout")
+    raw = config.sibling(str(path), "quickstart").get_config("")
+    raw.job, raw.refine.num_envs, raw.refine.iterations = "refine", envs, iterations
+    return config.build(RefineJob, raw)
+
+
+def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
+    """Median seconds of each part of an iteration, after one that compiles."""
+    rows: list[dict[str, float]] = []
+    rng = jax.random.PRNGKey(0)
+    refine(
+        world.env, world.render, world.policy, world.fresh(0), reward, job.refine, rng,
+        on_iteration=lambda _, row: rows.append(row),
+    )  # fmt: skip
+    found = {p: float(np.median([r[f"seconds_{p}"] for r in rows[1:]])) for p in PARTS}
+    total = sum(found.values())
+    return found | {"iteration": total, "share_of_scoring": found["score"] / total}
+
+
+def physics_and_pixels(world: World, job: RefineJob, episodes: int) -> dict[str, float]:
+    """Seconds of one episode in MuJoCo's C engine, and of drawing the frames that are judged."""
+    env, size = world.env, job.env.size
+    model = env.mj_model
+    data = mujoco.MjData(model)
+    start = time.perf_counter()
+    for _ in range(episodes):
+        mujoco.mj_resetData(model, data)
+        for _ in range(env.episode_length * env.config.substeps):
+            mujoco.mj_step(model, data)
+    stepped = (time.perf_counter() - start) / episodes
+    with mujoco.Renderer(model, size, size) as renderer:
+        renderer.update_scene(data, camera=0)
+        renderer.render()
+        start = time.perf_counter()
+        for _ in range(episodes * (job.refine.num_chunks + 1)):
+            renderer.update_scene(data, camera=0)
+            renderer.render()
+        drawn = (time.perf_counter() - start) / episodes
+    return {"physics": stepped, "pixels": drawn}
+
+
+def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
+    """Mean seconds of one generated answer, over the heads of the reward."""
+    torch, transformers = peers.need_torch()
+    ours = load_reward_model("lrm-nano")
+    hf = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+        NANO_FOLDER, dtype=torch.float32
+    )
+    heads, side = by_name(ours.heads), job.env.size // ours.config.vision_config.patch_size
+    frame = np.random.default_rng(0).integers(0, 256, (1, job.env.size, job.env.size, 3), np.uint8)
+    patches = np.asarray(patchify(frame, ours.config))[0]
+    given = []
+    for name in heads_asked(job.reward):
+        images = len(heads[name].images)
+        ids = peers.prompt_ids(
+            heads[name], world.env.instructions[0], ours.tokenizer, side * side // 4
+        )
+        tokens = np.array([ids], np.int64)
+        pad = ours.tokenizer.token_id(IMAGE_PAD)
+        given.append(
+            peers.as_torch(
+                dict(
+                    input_ids=tokens, attention_mask=np.ones_like(tokens),
+                    pixel_values=np.concatenate([patches] * images),
+                    image_grid_thw=np.array([[1, side, side]] * images, np.int64),
+                    mm_token_type_ids=(tokens == pad).astype(np.int64),
+                ),
+                torch,
+            )
+        )  # fmt: skip
+
+    def ask(one):
+        with torch.inference_mode():
+            hf.generate(
+                **one, max_new_tokens=_NEW_TOKENS.value, min_new_tokens=_NEW_TOKENS.value,
+                do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+
+    ask(given[0])
+    start = time.perf_counter()
+    for i in range(answers):
+        ask(given[i % len(given)])
+    return (time.perf_counter() - start) / answers
+
+
+def main(argv: list[str]) -> None:
+    """Measures and writes the figures."""
+    reject_arguments(argv)
+    job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
+    world = World.make(job.env, job.policy)
+    model = load_reward_model("lrm-nano")
+    size = (job.env.size, job.env.size)
+
+    def reward(**settings):
+        engine = model.engine(world.env.instructions, size, **settings)
+        return make_reward(job.reward, job.refine.ppo.discount, engine, model.variables)
+
+    note("lrm_jax")
+    ours = measured(job, world, reward())
+    note("lrm_jax, every saving of the reward engine off")
+    plain = measured(job, world, reward(share=False, frames_per_row=1))
+    note("one thing after another")
+    episode = physics_and_pixels(world, job, _EPISODES.value)
+    answer = answer_seconds(world, job, _ANSWERS.value)
+    judged = (job.refine.num_chunks + 1) * job.refine.num_envs
+    answers = judged * len(heads_asked(job.reward))
+    other = {
+        "rollout": job.refine.num_envs * sum(episode.values()),
+        "score": answers * answer,
+    }
+    other["iteration"] = sum(other.values())
+    figures = {
+        "benchmark": "refine", "environments": job.refine.num_envs,
+        "control_steps": job.refine.num_envs * world.env.episode_length, "image": job.env.size,
+        "judged_frames": judged, "answers": answers, "heads": heads_asked(job.reward),
+        "lrm_jax": ours, "without_savings": plain,
+        "one_after_another": other | {"episode": episode, "seconds_per_answer": answer,
+                                      "new_tokens": _NEW_TOKENS.value},
+        "ratio": {k: other[k] / ours[k] for k in ("rollout", "score", "iteration")},
+        **peers.device_facts(),
+    }  # fmt: skip
+    peers.write(_JSON.value, figures)
+
+
+if __name__ == "__main__":
+    run_app(main)
