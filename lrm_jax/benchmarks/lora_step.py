@@ -9,6 +9,7 @@ v and o, AdamW. Losses of both are compared first; a benchmark of two different 
 mean nothing.
 """
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lrm_jax.qwen3_vl.model import Qwen3VL
 from lrm_jax.rewards import cost
 from lrm_jax.run.cli import reject_arguments, run_app
 from lrm_jax.run.errors import UserError
+from lrm_jax.run.platform import network_options
 
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _SIZE = flags.DEFINE_enum("size", "100m", list(peers.SIZES), "Size of the random model.")
@@ -121,6 +123,8 @@ def main(argv: list[str]) -> None:
     last = slice(_TOKENS.value - answer - 1, _TOKENS.value - 1)  # places that predict them
     model = Qwen3VL(config, dtype=jnp.dtype(_DTYPE.value), remat=_REMAT.value)
 
+    options = functools.partial(jax.jit, compiler_options=network_options())
+
     def states(variables, batch):
         features = model.apply(variables, batch.vision, method="encode")
         return model.apply(
@@ -128,7 +132,7 @@ def main(argv: list[str]) -> None:
             method="hidden",
         )  # fmt: skip
 
-    @jax.jit
+    @options
     def prefill(params, batch):
         hidden = states({"params": params}, batch)[: _ROWS.value, _TOKENS.value - 1]
         return model.apply({"params": params}, hidden, method="logits")
@@ -141,7 +145,7 @@ def main(argv: list[str]) -> None:
 
     optimiser = lora.only_trainable(optax.adamw(RATE, weight_decay=0.01))
 
-    @jax.jit
+    @options
     def step(adapter, moments, params, batch, learnt):
         loss, grads = jax.value_and_grad(loss_of)(adapter, params, batch, learnt)
         updates, moments = optimiser.update(grads, moments, adapter)

@@ -35,6 +35,7 @@ from lrm_jax.run import atomic
 from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.metrics import MetricsWriter
+from lrm_jax.run.platform import network_options
 from lrm_jax.run.progress import bar
 
 # A step that overflows is skipped; this many in a row mean that training has failed.
@@ -139,7 +140,7 @@ def make_step(
     def loss_of(adapter, base, batch, rng):
         return total_loss(model, lora.variables(base, adapter), batch, rng)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=network_options())
     def step(state: TrainState, base, batch: Conversations):
         rng = None
         if dropout_seed is not None:
