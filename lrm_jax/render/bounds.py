@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.render.apart import apart
 from lrm_jax.render.camera import View
 from lrm_jax.render.scene import Kind, Scene
 from lrm_jax.run.quiet_mjx import mjx
@@ -26,15 +27,23 @@ def pays(scene: Scene) -> bool:
     return sum(len(k.geoms) for k in scene.kinds if k.name != "plane") >= PAYS_FROM
 
 
-def fold(kind: Kind, listed: Lists | None, step: Callable[..., Any], carry: Any) -> Any:
-    """`carry = step(carry, k, surfaces of geom k)` for each geom of a kind, or each listed one."""
+def fold(kind: Kind, listed: Lists | None, tree: Any, step: Callable[..., Any], carry: Any) -> Any:
+    """`carry = step(carry, row, surfaces)` for each geom of a kind, or each listed one: row is its
+    part of `tree`, whose leaves have a leading axis of the kind's geoms."""
     if listed is None or kind.name not in listed:
         for k, surfaces in enumerate(kind.surfaces):
-            carry = step(carry, k, surfaces)
+            carry = step(carry, jax.tree.map(lambda v, k=k: v[k], tree), surfaces)
         return carry
     order, count = listed[kind.name]
     numbers = jnp.array(kind.surfaces, jnp.int32)
-    return jax.lax.fori_loop(0, count, lambda i, c: step(c, order[i], numbers[order[i]]), carry)
+    # Looked up once for each tile, and not by every pixel's arithmetic.
+    look_up = apart(lambda i, order, tree: jax.tree.map(lambda v: v[order[i]], tree))
+
+    def one(i, carry):
+        row, surfaces = look_up(i, order, (tree, numbers))
+        return apart(step)(carry, row, surfaces)
+
+    return jax.lax.fori_loop(0, count, one, carry)
 
 
 def radius(kind: Kind, size: jax.Array) -> jax.Array:

@@ -64,10 +64,9 @@ def cast(
     best = jnp.zeros((y.shape[0], x.shape[1]), jnp.int32)
     for kind in scene.kinds:
 
-        def nearest(best, k, ids, kind=kind):
-            p = {name: value[k] for name, value in prepared[kind.name].items()}
+        def nearest(best, p, ids, kind=kind):
             hit = intersect.HIT[kind.name](p, p["limit"], x, y, ids, scene.id_bits)
             return jnp.maximum(best, hit)
 
-        best = bounds.fold(kind, listed, nearest, best)
+        best = bounds.fold(kind, listed, prepared[kind.name], nearest, best)
     return jnp.where(intersect.as_float(best) > 1 / far, best, 0)

@@ -96,22 +96,23 @@ def shade(
     cosines = [jnp.zeros_like(t)] * prepared["diffuse"].shape[0]
     for kind in scene.kinds:
 
-        def look(carry, k, ids, kind=kind):
+        def look(carry, row, ids, kind=kind):
             word, *cosines = carry
-            curved, flat = (prepared[name].get(kind.name) for name in ("curved", "flat"))
+            words, curved, flat = row
             for i in range(len(kind.surfaces[0])):
                 here = surface == ids[i]
-                word = jnp.where(here, prepared["word"][kind.name][k, i], word)
+                word = jnp.where(here, words[i], word)
                 if kind.surfaces[0][i] <= scene.curved:
-                    new = lights.curved(kind.name, _row(curved, k), t, x, y)
+                    new = lights.curved(kind.name, curved, t, x, y)
                 elif flat is not None:
-                    new = list(flat[k, i - len(kind.surfaces[0])])
+                    new = list(flat[i - len(kind.surfaces[0])])
                 else:
                     continue
                 cosines = [jnp.where(here, n, c) for n, c in zip(new, cosines, strict=True)]
             return word, *cosines
 
-        word, *cosines = bounds.fold(kind, listed, look, (word, *cosines))
+        rows = [prepared[name].get(kind.name) for name in ("word", "curved", "flat")]
+        word, *cosines = bounds.fold(kind, listed, rows, look, (word, *cosines))
     cosines = [jnp.maximum(c, 0.0) for c in cosines]
     ambient = list(prepared["ambient"])
     for i, p in zip(placed, prepared["placed"], strict=True):
