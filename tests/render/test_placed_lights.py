@@ -68,7 +68,6 @@ def test_placed_lights_are_those_of_mujoco(kind):
     ids, _ = oracle.draw(data, "eye")
     lit, dark = (drawn(model, data, shadows=s) for s in (False, True))
     difference = np.max(np.abs(lit - oracle.colours(data, "eye").astype(int)), -1)
-    print(kind, np.quantile(difference[interior(ids)], [0.5, 0.9, 0.95, 1]))
     # Colours between the corners of a polygon are interpolated.
     assert np.quantile(difference[interior(ids)], 0.95) <= 6
     assert np.ptp(lit - drawn(room(""), data)) > 60
@@ -79,7 +78,6 @@ def test_placed_lights_are_those_of_mujoco(kind):
     if kind == "spot":  # a shadow map of a half-space has no resolution
         want = oracle.colours(data, "eye", shadows=True).astype(int)
         difference = np.max(np.abs(dark - want), -1)[floor & interior(shaded)]
-        print("shaded", (shaded & floor).sum() / floor.sum(), np.mean(difference <= 8))
         assert np.mean(difference <= 8) > 0.97
     oracle.renderer.close()
 
