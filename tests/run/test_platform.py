@@ -9,6 +9,9 @@ import sys
 import types
 import warnings
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lrm_jax.run import platform
@@ -149,3 +152,17 @@ def test_lazy_names():
     assert lrm_jax.run.errors.UserError is lrm_jax.UserError
     with pytest.raises(AttributeError, match="no attribute 'reward_model'"):
         _ = lrm_jax.reward_model
+
+
+def test_options_of_networks_are_accepted_and_change_no_result():
+    options = platform.network_options()
+    assert options == {"xla_cpu_use_fusion_emitters": True}  # tests run on the CPU
+    x = jnp.linspace(-3, 3, 64).reshape(8, 8)
+
+    def network(x):
+        return jax.nn.softmax(jnp.tanh(x @ x.T), axis=-1)
+
+    # One fused exponential or tanh against another: a few units in the last place.
+    np.testing.assert_allclose(
+        jax.jit(network, compiler_options=options)(x), jax.jit(network)(x), rtol=1e-5
+    )
