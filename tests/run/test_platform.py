@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lrm_jax.run import platform
+from lrm_jax.run.errors import UserError
 
 FLAG = " ".join(platform.CPU_FLAGS.values())
 CLEAN = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "LRM_JAX_CACHE")
@@ -149,7 +150,7 @@ def test_lazy_names():
     import lrm_jax
 
     assert "load_reward_model" in dir(lrm_jax) and "envs" in dir(lrm_jax)
-    assert lrm_jax.run.errors.UserError is lrm_jax.UserError
+    assert lrm_jax.UserError is UserError
     with pytest.raises(AttributeError, match="no attribute 'reward_model'"):
         _ = lrm_jax.reward_model
 
