@@ -123,8 +123,6 @@ def main(argv: list[str]) -> None:
     last = slice(_TOKENS.value - answer - 1, _TOKENS.value - 1)  # places that predict them
     model = Qwen3VL(config, dtype=jnp.dtype(_DTYPE.value), remat=_REMAT.value)
 
-    options = functools.partial(jax.jit, compiler_options=network_options())
-
     def states(variables, batch):
         features = model.apply(variables, batch.vision, method="encode")
         return model.apply(
@@ -132,7 +130,7 @@ def main(argv: list[str]) -> None:
             method="hidden",
         )  # fmt: skip
 
-    @options
+    @jax.jit
     def prefill(params, batch):
         hidden = states({"params": params}, batch)[: _ROWS.value, _TOKENS.value - 1]
         return model.apply({"params": params}, hidden, method="logits")
@@ -145,7 +143,7 @@ def main(argv: list[str]) -> None:
 
     optimiser = lora.only_trainable(optax.adamw(RATE, weight_decay=0.01))
 
-    @options
+    @functools.partial(jax.jit, compiler_options=network_options())  # as `make_step` does
     def step(adapter, moments, params, batch, learnt):
         loss, grads = jax.value_and_grad(loss_of)(adapter, params, batch, learnt)
         updates, moments = optimiser.update(grads, moments, adapter)
