@@ -52,7 +52,8 @@ def network_options() -> dict[str, Any]:
     """`compiler_options` for `jax.jit` of programs that train a network and hold no physics.
 
     On the CPU they take back the switch that MJX needs: a LoRA step takes a tenth less time with
-    XLA's fusion emitters (`lrm_jax.benchmarks.lora_step`); a forward pass alone takes longer. Only an outermost `jax.jit` accepts options. Starts JAX's backends.
+    XLA's fusion emitters (`lrm_jax.benchmarks.lora_step`); a forward pass alone takes longer. Only
+    an outermost `jax.jit` accepts options. Starts JAX's backends.
     """
     import jax
 
