@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import iteration
 import loaded
 import tiny
+import trained
 
 MESHES = ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2")
 WHOLE = "data=2,fsdp=2,tensor=2"  # where gradients of the base are compared too
@@ -187,6 +188,7 @@ def main() -> None:
                 "predictions": predictions(),
                 "iteration": iteration.measured(QUICK),
                 "loaded": loaded.measured(folder / "base"),
+                "trained": trained.measured(folder / "trained"),
             }
         )
     )

@@ -126,3 +126,15 @@ def test_loaded_models_say_on_a_mesh_what_they_say_on_one_device(measured):
     # Probabilities of softmaxes over logits of about 30 units: 30 * FORWARD at the very most.
     assert found["scores"] < 30 * FORWARD
     assert found["valid"] and found["texts"] and found["shape"] == [3, 5]
+
+
+def test_adapters_learn_on_a_mesh_what_they_learn_on_one_device(measured):
+    """The second loss is of factors that the first step changed."""
+    found = measured["trained"]
+    assert found["many_cut"] and not found["one_cut"]
+    one, many = found["one"], found["many"]
+    assert len(one) == len(many) == 2
+    assert abs(many[0] - one[0]) < FORWARD * one[0]
+    # Adam's first step divides by the gradient's own size, so where that is rounding a factor moves
+    # either way by the learning rate: a few of thousands.
+    assert abs(many[1] - one[1]) < 100 * FORWARD * one[1]
