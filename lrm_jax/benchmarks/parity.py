@@ -27,9 +27,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Random checkpoints and inputs of each
 LOGITS, FEATURES, GRADIENTS = 1e-5, 1e-5, 2e-5
 SUMS = "order of float32 sums over 11 layers: a few 1e-6"
 TWICE = "twice as many sums as forward"
-# Rounding to 8 significant bits errs by up to 2^-8, about 2^-9 as root mean square, at random. About
-# eight roundings a layer over eleven layers add up as the square root of their number: 88**0.5 *
-# 2**-9 = 0.018 of the typical value; twice that covers a network that amplifies.
+# Rounding to 8 bits errs by about 2^-9 of a value (RMS) each time, at random. About eight roundings a
+# layer over eleven layers add up as the square root of their number: 88**0.5 * 2**-9 = 0.018 of the
+# typical value, as root mean square; twice that covers a network that amplifies.
 BFLOAT16 = 2 * 88**0.5 * 2**-9
 PADDED = [[2, ("image", 6, 4), 3], [4, ("image", 4, 4), 2, ("image", 4, 8), 9]]
 
@@ -104,7 +104,7 @@ def measured(folder: Path, seeds: int) -> list[dict]:
         ours = from_pretrained(pair.folder, dtype="bfloat16").logits(**batch)
         exact = pair.hf_logits(batch)
         error = np.sqrt(np.mean((ours - exact) ** 2) / np.mean(exact**2))
-        add("bfloat16 logits, root mean square", error, BFLOAT16, "88 roundings of 2^-9 (RMS), doubled")
+        add("bfloat16 logits, root mean square", error, BFLOAT16, "88 roundings of 2^-9, doubled")
         half = type(pair.hf).from_pretrained(
             pair.folder, dtype=torch.bfloat16, attn_implementation="eager"
         )
