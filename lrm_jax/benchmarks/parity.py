@@ -27,7 +27,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Random checkpoints and inputs of each
 LOGITS, FEATURES, GRADIENTS = 1e-5, 1e-5, 2e-5
 SUMS = "order of float32 sums over 11 layers: a few 1e-6"
 TWICE = "twice as many sums as forward"
-# Rounding to 8 bits errs by about 2^-9 of a value (RMS) each time, at random. About eight roundings a
+# Rounding to 8 bits errs by 2^-9 (RMS) of a value each time, at random. About eight roundings a
 # layer over eleven layers add up as the square root of their number: 88**0.5 * 2**-9 = 0.018 of the
 # typical value, as root mean square; twice that covers a network that amplifies.
 BFLOAT16 = 2 * 88**0.5 * 2**-9
