@@ -3,9 +3,9 @@
     python -m lrm_jax.train --config=configs/reward_qwen3vl_8b.py --config.model=FOLDER \
         --config.mesh=fsdp=-1
 
-Batch 128, one epoch, bfloat16 base (arXiv 2603.16065, 4.1). Without other data it learns from
-simulated episodes at 256 x 256 pixels. "small" is a smoke test of the same stages for a small
-checkpoint.
+Batch 128, one epoch, bfloat16 base (arXiv 2603.16065). Its learning rate is not published: ours. It
+learns from simulated episodes at 256 x 256 pixels. "small" is a smoke test of the same stages for a
+small checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -17,16 +17,16 @@ def get_config(arg: str = "") -> ConfigDict:
     """The paper's setting; with "small" a few episodes and steps."""
     small = arg == "small"
     nano = sibling(__file__, "reward_nano").get_config("small" if small else "")
-    size = 64 if small else 256
+    nano.env.size = nano.held_out.size = 64 if small else 256
     return ConfigDict(
         {
             "job": "adapters",
             "model": "",
             "dtype": "float32" if small else "bfloat16",
             "mesh": "",
-            "env": nano.env.copy_and_resolve_references() | {"size": size},
+            "env": nano.env,
             "collect": nano.collect,
-            "held_out": nano.held_out.copy_and_resolve_references() | {"size": size},
+            "held_out": nano.held_out,
             "evaluate": nano.evaluate,
             "training": {
                 "rank": 4 if small else 64,

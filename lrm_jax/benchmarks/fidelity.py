@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
         model.heads, closed, said, np.stack([t for t, _ in known]), np.stack([d for _, d in known]),
         interval,
     )  # fmt: skip
+    values = {head.name: head.values for head in model.heads}
     examples = {
         name: [str(t) for t in texts[-1, -1] if t is not None] for name, texts in said.texts.items()
     }
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> None:
         "frames": int(frames.shape[0] * frames.shape[1]),
         "scaffold": _SCAFFOLD.value,
         "max_new_tokens": _NEW_TOKENS.value,
-        "heads": {n: compare(a, ordered=n == "progress") for n, a in both.items()},
+        "heads": {n: compare(a, values[n]) for n, a in both.items()},
         "unreadable_texts": said.unreadable,
         "texts": said.answers,
         "examples": examples,

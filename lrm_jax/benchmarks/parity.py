@@ -23,7 +23,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Random checkpoints and inputs of each case.", 1)
 
 # Logits: a float32 sum of some hundred terms errs by about 1e-6 of its scale, eleven layers add a
-# few of those. Gradients pass through twice as many. What the issue asks is 10 to 50 times looser.
+# few of those. Gradients pass through twice as many.
 LOGITS, FEATURES, GRADIENTS = 1e-5, 1e-5, 2e-5
 SUMS = "order of float32 sums over 11 layers: a few 1e-6"
 TWICE = "twice as many sums as forward"

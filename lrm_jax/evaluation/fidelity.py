@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,12 +38,12 @@ class Answers:
             raise ValueError(f"answers need vectors of one length, got shapes {sorted(shapes)}")
 
 
-def compare(said: Answers, *, ordered: bool) -> dict:
+def compare(said: Answers, values: Sequence[float]) -> dict:
     """How far text and probabilities agree, and how right each is.
 
     Args:
-      ordered: the truth is a quantity (progress) and errors are mean absolute; else it has two
-        values, and rightness is the area under the ROC curve.
+      values: what the head's answers mean. With more than two the truth is a quantity (progress)
+        and errors are mean absolute; else rightness is the area under the ROC curve.
 
     Returns: a dict that JSON can hold; undefined values are None:
       answers, unreadable: counts; unreadable_share: [value, low, high] (Wilson, 95 %)
@@ -60,10 +61,8 @@ def compare(said: Answers, *, ordered: bool) -> dict:
     unread = int(total - np.isfinite(said.generated).sum())
     same = np.abs(said.likeliest - said.generated)[read] < 1e-6
     between = np.zeros(len(same), bool)
-    if not ordered:  # the nearest that two answers of opposite orders come to is their middle
-        ends = said.likeliest[np.isfinite(said.likeliest)]
-        middle = (ends.max(initial=-np.inf) + ends.min(initial=np.inf)) / 2
-        between = np.abs(said.generated[read] - middle) < 1e-6
+    if len(values) == 2:  # answers that contradict each other in the two orders have this mean
+        between = np.abs(said.generated[read] - sum(values) / 2) < 1e-6
     found = {
         "answers": total,
         "unreadable": unread,
@@ -77,7 +76,7 @@ def compare(said: Answers, *, ordered: bool) -> dict:
     }
     judged = read & np.isfinite(said.truth)
     everywhere = np.isfinite(said.closed) & np.isfinite(said.truth)
-    right = _errors if ordered else _ranks
+    right = _errors if len(values) > 2 else _ranks
     found["judged"] = int(judged.sum())
     for name in ("closed", "likeliest", "generated"):
         found[name] = right(getattr(said, name)[judged], said.truth[judged])

@@ -10,7 +10,7 @@ from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.labels import FrameStore, HeldOut, make_clips
 from lrm_jax.reward_training import AdapterTraining
 from lrm_jax.reward_training.adapters import save_adapter, train_adapter
-from lrm_jax.rewards.model import RewardModel, load_reward_model
+from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run import config
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -80,10 +80,6 @@ def run(raw, workdir: Workdir) -> dict:
 
         folders[name] = stage.run(compute, lambda folder: str(folder))
         stages.append(stage)
-    return judge(workdir, _with(model, job, folders), job.held_out, job.evaluate, job.bars, stages)
-
-
-def _with(model: RewardModel, job: AdaptersJob, folders: dict[str, str]) -> RewardModel:
-    return load_reward_model(
-        job.model, folders, dtype=job.dtype, mesh=job.mesh or None, allow_identity_adapter=True
+    return judge(
+        workdir, model.with_adapters(folders), job.held_out, job.evaluate, job.bars, stages
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lrm_jax.jobs.score_files import batches, column, frame_columns, read_inputs, write_files
+from lrm_jax.jobs.score_files import batches, column, frame_columns, read_inputs, speed, write_files
 from lrm_jax.rewards.judges import Judge, Judged
 from lrm_jax.rewards.layout import check_sentence
 from lrm_jax.run import atomic
@@ -57,13 +57,7 @@ def judge_inputs(
             table = pa.table(columns | {"value": column(judged.value), "raw": column(judged.raw)})
             write_files(one, task, {judge.name: judged.value}, table, content, known)
             written += 1
-    frames = sum(len(one.video.frames) for one in inputs)
-    return {
-        "inputs": len(inputs),
-        "frames": frames,
-        "seconds": spent,
-        "frames_per_second": frames / spent,
-    }
+    return speed(inputs, spent)
 
 
 def as_json(judged: Judged, task: str, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lrm_jax.jobs.score_files import (
     column,
     frame_columns,
     read_inputs,
+    speed,
     write_files,
 )
 from lrm_jax.rewards import parsing
@@ -92,16 +93,9 @@ def score_inputs(
             own = _of_video(scores, i)
             _write(one, own, task, model, interval, written, {k: t[i] for k, t in texts.items()})
             written += 1
-    total = sum(len(one.video.frames) for one in inputs)
-    return {
-        "inputs": len(inputs),
-        "frames": total,
-        "seconds": spent,
-        "frames_per_second": total / spent,
-        "folders": [str(one.folder) for one in inputs],
-        "unreadable": unreadable,
-        "answers": answers,
-    }
+    folders = [str(one.folder) for one in inputs]
+    counts = {"folders": folders, "unreadable": unreadable, "answers": answers}
+    return speed(inputs, spent) | counts
 
 
 def as_json(scores: Scores, task: str, model: str) -> dict[str, Any]:

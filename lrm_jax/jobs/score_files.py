@@ -67,6 +67,13 @@ def batches(inputs: Sequence[Input]) -> list[list[Input]]:
     ]
 
 
+def speed(inputs: Sequence[Input], seconds: float) -> dict[str, Any]:
+    """{"inputs", "frames", "seconds", "frames_per_second"}."""
+    frames = sum(len(one.video.frames) for one in inputs)
+    found = {"inputs": len(inputs), "frames": frames, "seconds": seconds}
+    return found | {"frames_per_second": frames / seconds}
+
+
 def frame_columns(count: int, episode: int, progress: Any, first: int = 0) -> dict[str, pa.Array]:
     """LeRobot's progress columns of one episode of `count` frames."""
     return {

@@ -20,6 +20,7 @@ from lrm_jax.parallel import rules
 from lrm_jax.parallel.rules import Rule
 from lrm_jax.qwen3_vl import names
 from lrm_jax.qwen3_vl.config import Config
+from lrm_jax.run.progress import note
 
 _BOTH = ("fsdp", "tensor")
 
@@ -61,7 +62,7 @@ def homes(config: Config, mesh: Mesh) -> dict[str, Any]:
         for key in leaf.path[:-1]:
             node = node.setdefault(key, {})
         node[leaf.path[-1]] = jax.ShapeDtypeStruct(leaf.tree_shape, np.float32)
-    return rules.plan(tree, PARAMS, mesh, indivisible="replicate").shardings
+    return _plan(tree, PARAMS, mesh)
 
 
 def place_adapter(adapter: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -70,6 +71,13 @@ def place_adapter(adapter: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     placed = {}
     for part, own in (("lora", LORA), ("params", PARAMS)):
         if part in adapter:
-            plan = rules.plan(adapter[part], own, mesh, indivisible="replicate")
-            placed[part] = jax.device_put(adapter[part], plan.shardings)
+            placed[part] = jax.device_put(adapter[part], _plan(adapter[part], own, mesh))
     return placed
+
+
+def _plan(tree: Any, own: tuple[Rule, ...], mesh: Mesh) -> Any:
+    """The shardings; a line says what is copied to every device because it does not divide."""
+    plan = rules.plan(tree, own, mesh, indivisible="replicate")
+    for fallback in plan.fallbacks:
+        note(f"sharding: {fallback}")
+    return plan.shardings

@@ -1,7 +1,7 @@
 """LoRA adapters over a frozen base, one for each question, by supervised fine-tuning on written
 answers.
 
-The paper's recipe (arXiv 2603.16065, 4.1): one adapter a head, rank 64, alpha 128, on q, k, v and
+The paper's recipe (arXiv 2603.16065): one adapter a head, rank 64, alpha 128, on q, k, v and
 o, trained for one epoch. Batches are drawn from (seed, epoch, step) alone, so that a run which was
 killed goes on to bit for bit the same adapter.
 """
@@ -27,19 +27,16 @@ from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, under
 from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl import Qwen3VL, names, sharding
 from lrm_jax.reward_training.config import AdapterTraining
-from lrm_jax.reward_training.step import TrainState, schedule
+from lrm_jax.reward_training.log import LOG_EVERY, StepLog
+from lrm_jax.reward_training.step import TrainState, finite_update, schedule
 from lrm_jax.reward_training.written import Conversations, Writer, answer_of, total_loss
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.model import RewardModel
 from lrm_jax.run import atomic
 from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError
-from lrm_jax.run.metrics import MetricsWriter
 from lrm_jax.run.platform import network_options
 from lrm_jax.run.progress import bar
-
-# A step that overflows is skipped; this many in a row mean that training has failed.
-MAX_SKIPPED = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,14 +169,10 @@ def make_step(
             [g for g, t in zip(*map(jax.tree.leaves, (grads, lora.trainable(grads))), strict=True)
              if t]
         )  # fmt: skip
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, after = optimiser.update(grads, state.optimiser, state.params)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        state = TrainState(
-            keep(optax.apply_updates(state.params, updates), state.params),
-            keep(after, state.optimiser),
-            state.step + 1,
+        adapter, moments, finite = finite_update(
+            optimiser, loss, norm, grads, state.params, state.optimiser
         )
+        state = TrainState(adapter, moments, state.step + 1)
         return state, {"loss": loss, "grad_norm": norm, "finite": finite}
 
     return step
@@ -237,31 +230,31 @@ def train_adapter(
             "sentences": sentences,
         }  # fmt: skip
         place = None if model.mesh is None else batch_sharding(model.mesh)
-        series = f"adapter_{head.name}"
         with Checkpoints(Path(folder) / "checkpoints", facts) as checkpoints:
             last = checkpoints.latest_valid(state)
             if last is not None:
                 state = jax.tree.map(jnp.asarray, last.state)
-            begun, skipped = int(state.step), 0
-            log = _Log(metrics, series, begun if last is not None else None)
+            begun, bad = int(state.step), Path(folder) / "bad_batch.npz"
+
+            def keep_batch(number: int) -> str:
+                with atomic.writing(bad):
+                    np.savez(bad, **{k: np.asarray(v) for k, v in vars(draw(number)).items()})
+                return f"its last batch is in {bad}"
+
+            log = StepLog(
+                metrics, f"adapter_{head.name}", begun if last is not None else None, keep_batch
+            )
             with log, bar(total=total, desc=head.name, unit="step", initial=begun) as progress:
                 for number in range(begun, total):
                     batch = draw(number)
                     given = batch if place is None else jax.device_put(batch, place)
-                    state, found_numbers = step(state, model.params, given)
-                    numbers = {k: float(v) for k, v in jax.device_get(found_numbers).items()}
-                    skipped = 0 if numbers["finite"] else skipped + 1
-                    if skipped >= MAX_SKIPPED:
-                        _dump(Path(folder) / "bad_batch.npz", batch)
-                        raise UserError(
-                            f"{head.name}: the loss is not a finite number for {MAX_SKIPPED} steps "
-                            f"up to {number}; the last batch is in {folder}/bad_batch.npz: lower "
-                            "config.training.optimiser.learning_rate"
-                        )
-                    log.write(number + 1, numbers)
-                    progress.set_postfix(loss=numbers["loss"])
-                    if (number + 1) % settings.checkpoint_every == 0 or number + 1 == total:
-                        checkpoints.save(number + 1, state)
+                    state, numbers = step(state, model.params, given)
+                    log.add(number, numbers)
+                    done = number + 1
+                    if done % LOG_EVERY == 0 or done == total:
+                        progress.set_postfix(loss=log.flush()["loss"])
+                    if done % settings.checkpoint_every == 0 or done == total:
+                        checkpoints.save(done, state)
                     progress.update(1)
     return state.params
 
@@ -275,26 +268,3 @@ def save_adapter(
         folder, host, settings.lora_config(), names.leaves(model.config),
         base_model=str(model.name),
     )  # fmt: skip
-
-
-def _dump(path: Path, batch: Conversations) -> None:
-    with atomic.writing(path):
-        np.savez(path, **{k: np.asarray(v) for k, v in vars(batch).items()})
-
-
-class _Log:
-    def __init__(self, folder: Any, series: str, resume_step: int | None):
-        self._inner = None if folder is None else MetricsWriter(
-            folder, series, resume_step=resume_step
-        )  # fmt: skip
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        if self._inner is not None:
-            self._inner.close()
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        if self._inner is not None:
-            self._inner.write(step, numbers)

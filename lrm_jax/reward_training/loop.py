@@ -17,6 +17,7 @@ from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params
 from lrm_jax.reward_training import validation
 from lrm_jax.reward_training.batches import Sampler
 from lrm_jax.reward_training.config import Phase, RewardTraining
+from lrm_jax.reward_training.log import LOG_EVERY, StepLog
 from lrm_jax.reward_training.nano import nano_config
 from lrm_jax.reward_training.scene_heads import named_heads, scene_heads, thing_heads
 from lrm_jax.reward_training.step import Rows, TrainState, make_optimiser, make_rows, make_step
@@ -25,20 +26,12 @@ from lrm_jax.rewards.model import (
     NANO_FOLDER,
     RewardModel,
     load_reward_model,
-    save_reward_model,
 )
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError, did_you_mean
-from lrm_jax.run.metrics import MetricsWriter
 from lrm_jax.run.progress import bar
-
-# A single step that overflows is skipped (`make_step`); this many in a row mean that training has
-# failed.
-MAX_SKIPPED = 5
-# Numbers leave the device once in this many steps: waiting for each would stall the next one's
-# dispatch.
-LOG_EVERY = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +118,7 @@ def train(
             )
         begun = int(state.step)
         frames = jax.device_put(store.frames)
-        writer = _Writer(metrics, begun if last is not None else None)
+        writer = StepLog(metrics, "reward", begun if last is not None else None)
         with writer, bar(total=total, desc="reward model", unit="step", initial=begun) as progress:
             for step in range(begun, total):
                 number = int(np.searchsorted(ends, step, side="right"))
@@ -138,7 +131,7 @@ def train(
                 end_of_phase = done in ends
                 # Phases have different numbers, so no mean is taken across their border.
                 if done % LOG_EVERY == 0 or end_of_phase:
-                    shown = writer.flush(running.phase.name)
+                    shown = writer.flush(phase=running.phase.name)
                     progress.set_postfix(phase=running.phase.name, loss=shown["loss"])
                 if validation_clips and (done % settings.evaluate_every == 0 or end_of_phase):
                     found = running.validate(state.params, frames)
@@ -215,44 +208,3 @@ class _Running:
         # The same batches every time, so that the numbers can be compared.
         batches = [self._held.batch(i) for i in range(validation.BATCHES)]
         return validation.validate(self._validate, self.rows, params, frames, batches)
-
-
-class _Writer:
-    """Gathers the numbers of steps, stops on a loss that is lost, writes them where the user wants
-    them."""
-
-    def __init__(self, folder: str | os.PathLike[str] | None, resume_step: int | None):
-        self._inner = (
-            None if folder is None else MetricsWriter(folder, "reward", resume_step=resume_step)
-        )
-        self._waiting: list[tuple[int, dict[str, jax.Array]]] = []
-        self._skipped = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        if self._inner is not None:
-            self._inner.close()
-
-    def add(self, step: int, numbers: dict[str, jax.Array]) -> None:
-        self._waiting.append((step, numbers))
-
-    def flush(self, phase: str) -> dict[str, float]:
-        rows = [(s, {k: float(v) for k, v in jax.device_get(n).items()}) for s, n in self._waiting]
-        self._waiting = []
-        for step, numbers in rows:
-            self._skipped = 0 if numbers["finite"] else self._skipped + 1
-            if self._skipped >= MAX_SKIPPED:
-                raise UserError(
-                    f"the loss is not a finite number for {MAX_SKIPPED} steps up to {step} "
-                    f"(phase {phase}): "
-                    "lower config.optimiser.learning_rate, or start from an earlier checkpoint"
-                )
-        means = {k: float(np.mean([n[k] for _, n in rows])) for k in rows[-1][1]}
-        self.write(rows[-1][0] + 1, {"phase": phase, **means})
-        return means
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        if self._inner is not None:
-            self._inner.write(step, values)

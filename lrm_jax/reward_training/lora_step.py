@@ -7,7 +7,6 @@ sharding is decided by where the arguments lie (`lrm_jax.qwen3_vl.sharding`).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import optax
 
 from lrm_jax.qwen3_vl import Qwen3VL, VisionInputs, fixed_grid, patchify
 from lrm_jax.reward_training import objective
+from lrm_jax.reward_training.step import finite_update
 from lrm_jax.rewards import scoring
 from lrm_jax.rewards.layout import AnswerTable, Tables
 
@@ -95,14 +95,10 @@ def make_step(
     def step(state: AdapterState, base, tables, rows: Rows):
         loss, grads = jax.value_and_grad(loss_of)(state.adapters, base, tables, rows)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, after = optimiser.update(grads, state.optimiser, state.adapters)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        state = AdapterState(
-            keep(optax.apply_updates(state.adapters, updates), state.adapters),
-            keep(after, state.optimiser),
-            state.step + 1,
+        adapters, moments, _ = finite_update(
+            optimiser, loss, norm, grads, state.adapters, state.optimiser
         )
+        state = AdapterState(adapters, moments, state.step + 1)
         return state, {"loss": loss, "grad_norm": norm}
 
     return step

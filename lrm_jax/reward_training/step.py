@@ -200,6 +200,18 @@ def losses(
     return found
 
 
+def finite_update(
+    optimiser: optax.GradientTransformation, loss: jax.Array, norm: jax.Array, grads: Any,
+    params: Any, moments: Any,
+) -> tuple[Any, Any, jax.Array]:  # fmt: skip
+    """(params, moments, finite) after one update; both as they were where the loss or the norm of
+    its gradients is not finite."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, after = optimiser.update(grads, moments, params)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    return keep(optax.apply_updates(params, updates), params), keep(after, moments), finite
+
+
 def make_step(
     model: Qwen3VL,
     rows: Rows,
@@ -228,11 +240,10 @@ def make_step(
             state.params, tables, frames, batch, rng
         )
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, after = optimiser.update(grads, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        state = TrainState(keep(params, state.params), keep(after, state.optimiser), state.step + 1)
+        params, moments, finite = finite_update(
+            optimiser, loss, norm, grads, state.params, state.optimiser
+        )
+        state = TrainState(params, moments, state.step + 1)
         return state, {"loss": loss, "grad_norm": norm, "finite": finite, **metrics}
 
     return step

@@ -24,8 +24,9 @@ from lrm_jax.rewards.calibration import HeadCalibration
 from lrm_jax.rewards.engine import RewardEngine
 from lrm_jax.rewards.generated import Generated
 from lrm_jax.rewards.given import Given, checked_frames, tasks_of
-from lrm_jax.rewards.heads import Head, save_heads
+from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.layout import check_sentence
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.scores import Scores
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
@@ -140,8 +141,8 @@ class RewardModel:
             more, videos = -given.time % FRAME_BUCKET, -len(given.tasks) % shards(ROW_AXES)
             frames = np.pad(given.frames, ((0, more), (0, videos), *((0, 0),) * 3), mode="edge")
             goal = given.goal
-            if goal is not None:
-                goal = np.pad(goal, ((0, videos), *((0, 0),) * 3), mode="edge")
+            if goal is not None and videos:
+                goal = jnp.pad(goal, ((0, videos), *((0, 0),) * 3), mode="edge")
             tasks = given.tasks + given.tasks[-1:] * videos
             scores = given.engine.score(
                 self.variables,
@@ -228,6 +229,27 @@ class RewardModel:
         if len(goal) != count:
             raise UserError(f"{count} videos but {len(goal)} goals: give one for all or one each")
         return goal
+
+    def with_adapters(
+        self,
+        folders: Mapping[str, str | os.PathLike[str]],
+        allow_identity_adapter: bool = False,
+    ) -> RewardModel:
+        """The same base with these PEFT folders, by head, in place of its adapters; nothing else is
+        loaded again. UserError as `load_reward_model`."""
+        known, trees = [head.name for head in self.heads], {}
+        for head, where in folders.items():
+            if head not in known:
+                raise UserError(
+                    f"adapters: the model has no head {head!r}; {did_you_mean(head, known)}"
+                )
+            trees[head] = read_adapter(
+                where, self.config, self.params, allow_identity_adapter=allow_identity_adapter
+            )
+            if self.mesh is not None:
+                trees[head] = sharding.place_adapter(trees[head], self.mesh)
+        paths = {head: Path(where) for head, where in folders.items()}
+        return dataclasses.replace(self, adapters=trees, adapter_folders=paths, _engines={})
 
     def save(self, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
         """Writes the model folder that `load_reward_model` reads; weights rounded to `dtype`.
@@ -319,62 +341,23 @@ def load_reward_model(
             f"{folder}: tokenizer.json has {tokenizer.size} tokens, the model only "
             f"{config.text_config.vocab_size}: they do not belong together"
         )
-    adapters = {head: Path(where) for head, where in (adapters or {}).items()}
-    known = [head.name for head in heads]
-    for head in adapters:
-        if head not in known:
-            raise UserError(
-                f"adapters: the model has no head {head!r}; {did_you_mean(head, known)}"
-            )
     if mesh is not None and not isinstance(mesh, Mesh):
         mesh = make_mesh(mesh)
     homes = None if mesh is None else sharding.homes(config, mesh)
-    params = weights.read_params(folder, config, dtype, homes)
-    read = functools.partial(
-        read_adapter, config=config, params=params, allow_identity_adapter=allow_identity_adapter
-    )
-    trees = {head: read(where) for head, where in adapters.items()}
-    if mesh is not None:
-        trees = {head: sharding.place_adapter(tree, mesh) for head, tree in trees.items()}
-    return RewardModel(
+    model = RewardModel(
         name=name,
         folder=folder,
         config=config,
-        params=params,
+        params=weights.read_params(folder, config, dtype, homes),
         model=Qwen3VL(config, dtype=jnp.dtype(dtype)),
         heads=heads,
         tokenizer=tokenizer,
         image_size=size,
-        adapters=trees,
-        adapter_folders=adapters,
         pixels=_pixels(folder, max_pixels),
         calibration=correction if calibrated else {},
         mesh=mesh,
     )
-
-
-def save_reward_model(
-    folder: str | os.PathLike[str],
-    config: Config,
-    params: Any,
-    heads: Sequence[Head],
-    tokenizer: Tokenizer,
-    image_size: tuple[int, int] | None,
-    dtype: str = "bfloat16",
-    corrections: Mapping[str, HeadCalibration] | None = None,
-) -> None:
-    """Writes config.json, model.safetensors, tokenizer.json and reward_heads.json into `folder`."""
-    kind = weights.DTYPES[dtype]
-    weights.save_pretrained(
-        folder, config, jax.tree.map(lambda x: np.asarray(x).astype(kind), params)
-    )
-    atomic.write_bytes(
-        Path(folder) / "tokenizer.json", tokenizer.inner.to_str(pretty=True).encode()
-    )
-    extra: dict[str, Any] = {"image_size": None if image_size is None else list(image_size)}
-    if corrections:
-        extra[calibration.ENTRY] = calibration.to_plain(corrections)
-    save_heads(folder, heads, extra)
+    return model.with_adapters(adapters, allow_identity_adapter) if adapters else model
 
 
 def _image_size(raw: Any, folder: Path) -> tuple[int, int] | None:

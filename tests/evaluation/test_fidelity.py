@@ -13,6 +13,7 @@ from lrm_jax.rewards.heads import nano_heads
 from lrm_jax.rewards.scores import Scores
 
 NAN = np.nan
+TENTHS = np.arange(11) / 10
 
 
 def test_unreadable_answers_are_counted_and_left_out_of_agreement():
@@ -20,7 +21,7 @@ def test_unreadable_answers_are_counted_and_left_out_of_agreement():
         np.array([0.34, 0.52, 0.9, NAN]), np.array([0.3, 0.5, 1.0, NAN]),
         np.array([0.3, 0.6, NAN, 0.2]), np.array([0.4, 0.4, 1.0, 0.0]),
     )  # fmt: skip
-    found = compare(said, ordered=True)
+    found = compare(said, TENTHS)
     assert (found["answers"], found["unreadable"], found["judged"]) == (4, 1, 2)
     assert found["agreement"][0] == 0.5  # of the two that both ways answered
     np.testing.assert_allclose(found["mean_difference"], (0.04 + 0.08) / 2)
@@ -36,7 +37,7 @@ def test_rightness_of_two_answers_is_scikit_learns_auc():
     written = (closed > 0.4).astype(float)
     written[::9] = NAN
     read = np.isfinite(written)
-    found = compare(Answers(closed, (closed > 0.5) * 1.0, written, truth), ordered=False)
+    found = compare(Answers(closed, (closed > 0.5) * 1.0, written, truth), (0, 1))
     np.testing.assert_allclose(found["closed"]["auc"], roc_auc_score(truth[read], closed[read]))
     np.testing.assert_allclose(found["generated"]["auc"], roc_auc_score(truth[read], written[read]))
     np.testing.assert_allclose(found["closed_on_all"]["auc"], roc_auc_score(truth, closed))
@@ -46,15 +47,22 @@ def test_rightness_of_two_answers_is_scikit_learns_auc():
 def test_comparisons_that_change_with_the_order_are_undecided():
     closed = np.array([0.3, -0.4, 0.2, -0.9])
     said = Answers(closed, np.sign(closed), np.array([1.0, 0.0, -1.0, -1.0]), np.sign(closed))
-    found = compare(said, ordered=False)
+    found = compare(said, (-1, 1))
     assert found["undecided"][0] == 0.25 and found["agreement"][0] == 0.5
     np.testing.assert_allclose(found["agreement_decided"][0], 2 / 3)
     assert found["generated"]["accuracy"] == (1 + 0.5 + 0 + 1) / 4
 
 
+def test_answers_that_all_agree_are_not_undecided():
+    """One answer throughout is not the middle of the two that there are."""
+    same = np.full(3, -1.0)
+    found = compare(Answers(same, same, same, np.array([-1.0, 1.0, -1.0])), (-1, 1))
+    assert found["undecided"][0] == 0 and found["agreement_decided"][0] == 1
+
+
 def test_nothing_read_has_no_figures_instead_of_zeros():
     found = compare(
-        Answers(np.array([0.5]), np.array([0.5]), np.array([NAN]), np.array([1.0])), ordered=True
+        Answers(np.array([0.5]), np.array([0.5]), np.array([NAN]), np.array([1.0])), TENTHS
     )
     assert found["agreement"] is None and found["generated"]["mae"] is None
     assert found["unreadable_share"][0] == 1.0

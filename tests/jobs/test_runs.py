@@ -1,5 +1,6 @@
 """The doors end to end on a few episodes: files, resumption, bad input."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,7 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import peft
 import pytest
+import safetensors.numpy
+
+from lrm_jax.benchmarks import peers
+from lrm_jax.rewards.model import NANO_FOLDER
+from lrm_jax.rewards.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -85,9 +93,53 @@ def test_a_reward_model_is_trained_exported_and_judged(tmp_path):
     assert (tmp_path / "b" / "report.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_the_recipe_for_a_large_checkpoint_runs_on_a_small_one(tmp_path):
+    """The paper's adapters for a random Qwen3-VL, written as PEFT reads them, judged open loop; a
+    second run trains nothing again."""
+    base, work = tmp_path / "base", tmp_path / "work"
+    small_checkpoint(base)
+    arguments = (
+        "--config=configs/reward_qwen3vl_8b.py:small", f"--config.model={base}",
+        f"--workdir={work}",
+    )  # fmt: skip
+    code, _, err = finish(start(*arguments))
+    assert code == 0, err[-2000:]
+    for head in ("progress", "completion", "contrastive"):
+        folder = work / "stages" / f"adapter_{head}"
+        assert peft.PeftConfig.from_pretrained(folder).r == 4
+        tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+        assert all(np.abs(v).max() > 0 for k, v in tensors.items() if "lora_B" in k)
+    table = json.loads((work / "summary.json").read_text())
+    assert table["episodes"] == 16 and table["invalid"]["model"]["progress"]["invalid"] == 0
+    hashes = json.loads((work / "manifest.json").read_text())["hashes"]
+    assert set(hashes["adapter_sha256"]) == {"progress", "completion", "contrastive"}
+    made = (work / "stages" / "adapter_progress" / "stage.json").stat().st_mtime_ns
+    code, _, err = finish(start(*arguments))
+    assert code == 0, err[-2000:]
+    assert (work / "stages" / "adapter_progress" / "stage.json").stat().st_mtime_ns == made
+
+
+def small_checkpoint(folder):
+    """A random Qwen3-VL with lrm-nano's vocabulary, as transformers writes it."""
+    tokenizer = Tokenizer.from_folder(NANO_FOLDER)
+    tokenizer.inner.add_special_tokens(["<|video_pad|>"])
+    tokens = {
+        f"{field}_token_id": tokenizer.token_id(f"<|{token}|>")
+        for field, token in (
+            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
+        )
+    }  # fmt: skip
+    tiny = peers.SIZES["tiny"]
+    text = dataclasses.replace(tiny.text_config, vocab_size=tokenizer.size)
+    peers.random_peer(dataclasses.replace(tiny, text_config=text, **tokens), tokenizer, folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--config=configs/reward_qwen3vl_8b.py:small",), "config.model"),
         (("--config=configs/quickstart.py:small", "--config.refine.ppo.lr=-1"), "lr"),
         (("--config=configs/quickstart.py:small", "--config.polic.chunk=5"), "polic"),
         (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),

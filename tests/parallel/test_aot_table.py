@@ -41,6 +41,16 @@ def test_a_refinement_has_a_row_for_each_program(figures):
     assert rollout[4] == "128" and rollout[10] == "" and score[10] != ""
 
 
+def test_what_has_no_model_or_does_not_fit_has_a_row_too(figures):
+    one = next(f for f in figures if "programs" not in f)
+    picture = {k: one[k] for k in ("topology", "mesh", "hbm_bytes", "memory", "collective_bytes")}
+    picture |= {"program": "render", "environments": 64, "compile_cpu_seconds": 3.0}
+    large = {k: one[k] for k in ("model", "topology", "mesh", "hbm_bytes", "rows", "program")}
+    drawn, refused = table.rows([picture, large | {"fits": False, "reason": "needs 20G of 16G"}])
+    assert drawn[0] == "" and drawn[2] == "render" and drawn[9] == ""
+    assert "does not fit" in refused[7]
+
+
 def test_a_committed_program_fits_and_is_explained(figures):
     """The bars of the table: peak within the chip, traffic within a quarter of the hand
     calculation."""

@@ -10,7 +10,8 @@ from lrm_jax.qwen3_vl import Qwen3VL, init_params
 from lrm_jax.reward_training.config import NanoSize
 from lrm_jax.reward_training.nano import nano_config
 from lrm_jax.rewards.heads import nano_heads
-from lrm_jax.rewards.model import NANO_FOLDER, save_reward_model
+from lrm_jax.rewards.model import NANO_FOLDER
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.tokenizer import Tokenizer
 
 TINY = NanoSize(

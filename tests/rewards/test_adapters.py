@@ -15,7 +15,8 @@ from lrm_jax.lora.transform import factors_of
 from lrm_jax.rewards.adapters import eyes, groups
 from lrm_jax.rewards.engine import RewardEngine
 from lrm_jax.rewards.heads import nano_heads
-from lrm_jax.rewards.model import RewardModel, save_reward_model
+from lrm_jax.rewards.model import RewardModel
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.run.errors import UserError
 
 TASK = "put the red cube on the blue plate"

@@ -13,7 +13,8 @@ from sklearn.isotonic import IsotonicRegression
 from lrm_jax.rewards import calibration, scoring
 from lrm_jax.rewards.calibration import HeadCalibration, fit_knots, fit_temperature
 from lrm_jax.rewards.heads import FILE, nano_heads
-from lrm_jax.rewards.model import load_reward_model, save_reward_model
+from lrm_jax.rewards.model import load_reward_model
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.scoring import Distribution
 from lrm_jax.run.errors import UserError
 

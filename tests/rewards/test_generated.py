@@ -11,7 +11,8 @@ from lrm_jax.lora.transform import factors_of
 from lrm_jax.qwen3_vl import generate
 from lrm_jax.rewards import generated
 from lrm_jax.rewards.heads import nano_heads
-from lrm_jax.rewards.model import load_reward_model, save_reward_model
+from lrm_jax.rewards.model import load_reward_model
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.scores import NAMES
 from lrm_jax.run.errors import UserError
 

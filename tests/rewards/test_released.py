@@ -11,7 +11,8 @@ import pytest
 from lrm_jax.rewards import released
 from lrm_jax.rewards.heads import conversation, nano_heads, read_heads
 from lrm_jax.rewards.judges import prompts
-from lrm_jax.rewards.model import load_reward_model, save_reward_model
+from lrm_jax.rewards.model import load_reward_model
+from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.run.errors import UserError
 
 # The forms that published servers use: an f-string, lists that branch on the images, `.strip()`.

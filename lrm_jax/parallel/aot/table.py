@@ -30,7 +30,7 @@ def rows(figures: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
         if "tokens_per_row" in found and found["tokens_per_row"] != 320:
             what += f", {found['tokens_per_row']} tokens"
         mesh = ",".join(f"{k}={v}" for k, v in found["mesh"].items() if v > 1)
-        named = [found["model"].removeprefix("qwen3-vl-"), found["topology"]]
+        named = [found.get("model", "").removeprefix("qwen3-vl-"), found["topology"]]
         parts = found.get("programs") or {None: found}
         for part, one in parts.items():
             label = f"{what}: {part}" if part else what
@@ -39,7 +39,9 @@ def rows(figures: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def _cells(one: dict[str, Any], hbm: float) -> list[str]:
-    memory, hand = one["memory"], one["predicted_collective_bytes"]["total"]
+    if "memory" not in one:
+        return ["", "", f"does not fit {hbm / 1e9:.0f}", "", "", "", ""]
+    memory, hand = one["memory"], one.get("predicted_collective_bytes", {"total": 0.0})["total"]
     roofline = one.get("roofline")
     times = ("compute_seconds", "hbm_seconds", "ici_seconds")
     return [
