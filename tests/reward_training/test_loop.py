@@ -67,14 +67,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(toy, tmp_path, monkeypatch):
         whole = train(config, store, clips, tmp_path / "whole")
     assert [step._cache_size() for step in compiled] == [1]  # new batches do not recompile
 
-    class Dying(loop._Writer):
+    class Dying(loop.StepLog):
         def add(self, step, numbers):
             if step == 4:
                 raise Killed
             super().add(step, numbers)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_Writer", Dying)
+        patched.setattr(loop, "StepLog", Dying)
         with pytest.raises(Killed):
             train(config, store, clips, tmp_path / "killed")
     steps = []
