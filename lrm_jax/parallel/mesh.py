@@ -104,7 +104,7 @@ def make_mesh(
     """
     config = MeshConfig.parse(config) if isinstance(config, str) else config
     if devices is None:
-        _ask_for_cores(config.known)
+        ask_for_cores(config)
         devices = jax.devices()
     kinds = (AxisType.Auto,) * len(AXES)
     shape = config.shape(len(devices))
@@ -115,8 +115,10 @@ def make_mesh(
         return Mesh(placed, AXES, axis_types=kinds)
 
 
-def _ask_for_cores(count: int) -> None:
-    """Makes the CPU `count` devices, where nothing has decided their number."""
+def ask_for_cores(config: MeshConfig | str) -> None:
+    """Makes the CPU as many devices as the sizes that are given ask for, where nothing has decided
+    their number; call it before JAX starts its backends. UserError where that is no mesh."""
+    count = (MeshConfig.parse(config) if isinstance(config, str) else config).known
     decided = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count > 1 and not decided and not backend_started() and not jax.distributed.is_initialized():
         jax.config.update("jax_num_cpu_devices", count)
