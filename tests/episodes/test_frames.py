@@ -10,7 +10,8 @@ from lrm_jax.episodes.broken import BrokenEpisode
 from lrm_jax.episodes.frames import ChosenFrames, EncodedFrames, LazyFrames
 from lrm_jax.episodes.mp4 import VideoFrames
 from lrm_jax.labels import FrameStore
-from tests.episodes.files import pictures, write_video
+
+from .files import pictures, write_video
 
 
 def encoded(frames, form="png"):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from lrm_jax.episodes import SourceSettings, open_source
 from lrm_jax.run.errors import UserError
-from tests.episodes.files import pictures, write_hdf5, write_video
+
+from .files import pictures, write_hdf5, write_video
 
 
 def settings(path, **changes):

@@ -11,8 +11,9 @@ import pytest
 
 from lrm_jax.episodes import SourceSettings, open_source
 from lrm_jax.run.errors import UserError
-from tests.episodes import make_lerobot
-from tests.episodes.make_lerobot import CAMERA, EPISODES
+
+from . import make_lerobot
+from .make_lerobot import CAMERA, EPISODES
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = ("lerobot_v21", "lerobot_v3")

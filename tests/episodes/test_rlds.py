@@ -10,7 +10,8 @@ import pytest
 
 from lrm_jax.episodes import BrokenEpisode, SourceSettings, open_source
 from lrm_jax.run.errors import UserError
-from tests.episodes.files import picture, write_rlds
+
+from .files import picture, write_rlds
 
 EPISODES = [(5, "put the cup away", True), (3, "öffne die Tür", False), (8, "stack", True)]
 
