@@ -19,7 +19,7 @@ from lrm_jax.episodes.source import (
     facts,
     rate,
     split_range,
-    succeeded,
+    verdict,
 )
 from lrm_jax.episodes.video import natural
 from lrm_jax.run.errors import UserError
@@ -90,20 +90,21 @@ class HDF5Source:
             if self._settings.success:
                 key = self._settings.success
                 if key in group:
-                    said = bool(np.any(np.asarray(group[key])[-1:]))
+                    said = np.asarray(group[key])
                 elif key in group.attrs:
-                    said = bool(group.attrs[key])
+                    said = group.attrs[key]
                 else:
                     raise BrokenEpisode("column", f"it has no {key} that says whether it succeeded")
+            success, when = verdict(self._settings, said, len(frames))
             return Episode(
                 frames=ChosenFrames(frames, flip=True) if self._settings.flip else frames,
                 task=self._settings.task or self._task(data, group),
                 fps=rate(self._settings.fps, _control_rate(data.attrs), self._where),
-                success=succeeded(self._settings, said),
+                success=success,
                 actions=actions,
                 source=self.name,
                 camera=self.camera,
-                meta=facts(self._settings),
+                meta=facts(self._settings) | when,
             )
 
     def _frames(self, file: Path, key: str, pictures: Any) -> LazyFrames:

@@ -23,7 +23,7 @@ from lrm_jax.episodes.source import (
     facts,
     rate,
     split_range,
-    succeeded,
+    verdict,
 )
 from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError
@@ -35,8 +35,8 @@ _TIME_TOLERANCE = 0.1
 class LeRobotSource:
     """A LeRobot data set: a folder with `meta/info.json`.
 
-    Success is the last value of the column `settings.success`, or of `next.success` if there is
-    one. `actions` and `proprio` are the columns `action` and `observation.state`.
+    Success is what the column `settings.success` says, or `next.success` if there is one. `actions`
+    and `proprio` are the columns `action` and `observation.state`.
 
     Raises:
       UserError: no such data set, version, split or key.
@@ -94,16 +94,17 @@ class LeRobotSource:
         if count != row["length"]:
             raise BrokenEpisode("length", f"{row['length']} frames are stated, {count} rows there")
         self._check_times(table)
+        success, when = verdict(self._settings, self._said(table), count)
         return Episode(
             frames=self._frames(number, row, table),
             task=self._settings.task or _task(row),
             fps=self._fps,
-            success=succeeded(self._settings, self._said(table)),
+            success=success,
             proprio=_vectors(table, "observation.state"),
             actions=None if (a := _vectors(table, "action")) is None else a[:-1],
             source=self.name,
             camera=self.camera,
-            meta=facts(self._settings),
+            meta=facts(self._settings) | when,
         )
 
     def _table(self, number: int, row: dict[str, Any]):
@@ -166,11 +167,13 @@ class LeRobotSource:
             )
         return ChosenFrames(frames, flip=True) if self._settings.flip else frames
 
-    def _said(self, table: Any) -> bool | None:
+    def _said(self, table: Any) -> np.ndarray | None:
         if not self._success:
             return None
-        value = table[self._success][-1].as_py()
-        return bool(value[0] if isinstance(value, list) else value)
+        try:
+            return np.asarray(table[self._success].to_pylist(), np.float64)
+        except (ValueError, TypeError) as error:
+            raise BrokenEpisode("dtype", f"{self._success} holds no flags ({error})") from error
 
 
 def _episodes_v2(folder: Path) -> dict[int, dict[str, Any]]:

@@ -42,7 +42,9 @@ class View:
 
     frames: at most so many, evenly spaced, first and last among them; 0 keeps all. size: (height,
     width) in pixels; None keeps it. Of a success the share `meta["trim_end"]` of its frames is cut
-    off the end before.
+    off the end before, where neither `progress` nor `meta["success_frame"]` says when it was done.
+    What belongs to frames (progress, success_frame, proprio) is kept for those that are; actions
+    go, and the stride is then 1.
     """
 
     frames: int = 0
@@ -50,7 +52,8 @@ class View:
 
     def __call__(self, episode: Episode) -> Episode:
         count = len(episode.frames)
-        if episode.success:
+        done = episode.meta.get("success_frame")
+        if episode.success and done is None and episode.progress is None:
             cut = int(episode.meta.get("trim_end", 0.0) * count)
             count = max(count - cut, min(count, 2))
         kept = min(self.frames or count, count)
@@ -59,6 +62,12 @@ class View:
         if same and self.size in (None, tuple(episode.frames.shape[1:3])):
             return episode
         meta = dict(episode.meta)
+        if done is not None:  # the first kept frame at which it is done; the last is always kept
+            meta["success_frame"] = int(np.searchsorted(places, done))
+        proprio, stride = episode.proprio, int(meta.get("stride", 1))
+        if not same:
+            meta["stride"] = 1
+            proprio = None if proprio is None else proprio[places * stride]
         if others := meta.get("progress_by_task"):
             meta["progress_by_task"] = {s: np.asarray(p)[places] for s, p in others.items()}
         return dataclasses.replace(
@@ -66,8 +75,7 @@ class View:
             frames=ChosenFrames(episode.frames, places, self.size),
             fps=episode.fps * max(kept - 1, 1) / max(count - 1, 1),
             progress=None if episode.progress is None else np.asarray(episode.progress)[places],
-            # They belong to the frames that were there.
-            proprio=episode.proprio if same else None,
+            proprio=proprio,
             actions=episode.actions if same else None,
             meta=meta,
         )

@@ -28,7 +28,7 @@ from lrm_jax.episodes.source import (
     facts,
     rate,
     split_range,
-    succeeded,
+    verdict,
 )
 from lrm_jax.episodes.tfrecord import TFRecordFile
 from lrm_jax.run import atomic
@@ -45,7 +45,7 @@ class RLDSSource:
 
     Beside frames and sentence an episode gets, where the data set has them, `success`
     (episode_metadata/success), `progress` (steps/progress), `actions` (steps/action), `proprio`
-    (steps/observation/proprio) and `fps` (episode_metadata/fps).
+    (steps/observation/proprio or state) and `fps` (episode_metadata/fps).
 
     Raises:
       UserError: no such data set, split or key; the extra `tfds` is not installed.
@@ -75,6 +75,8 @@ class RLDSSource:
             guess=False,
         )  # fmt: skip
         self._success = _success_key(settings.success, self._features, self._where)
+        names = ("steps/observation/proprio", "steps/observation/state")
+        self._proprio = next((n for n in names if n in self._features), "")
         if "episode_metadata/fps" not in self._features:
             rate(settings.fps, None, self._where)
 
@@ -94,20 +96,19 @@ class RLDSSource:
         meta = facts(self._settings)
         if "episode_metadata/extra" in self._features:
             meta |= _extra(self._values(example, "episode_metadata/extra"))
-        said = None
-        if self._success:
-            said = bool(self._numeric(example, self._success).reshape(-1)[-1])
+        said = self._numeric(example, self._success) if self._success else None
+        success, when = verdict(self._settings, said, count)
         return Episode(
             frames=frames,
             task=self._settings.task or self._task(example),
             fps=self._fps(example),
-            success=succeeded(self._settings, said),
-            proprio=_control_rate(self._per_step(example, "steps/observation/proprio", count), 1),
+            success=success,
+            proprio=_control_rate(self._per_step(example, self._proprio, count), 1),
             actions=_control_rate(self._per_step(example, "steps/action", count), 0),
             progress=progress,
             source=self.name,
             camera=self.camera.removeprefix(_STEPS).removeprefix("observation/"),
-            meta=meta,
+            meta=meta | when,
         )
 
     def _example(self, number: int) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from lrm_jax.episodes.episode import Episode
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -51,11 +53,12 @@ class SourceSettings:
       "train", "train[:90%]", "train[100:200]".
     camera: the image key; if empty the first of CAMERAS that is there, or the only one. sentence:
       the key of the sentence; if empty the first of SENTENCES. task: the sentence itself, for data
-      sets without. success: the key that says whether an episode succeeded, if any.
+      sets without. success: the key that says whether an episode succeeded, or at each step whether
+      it is done (a flag or a sparse reward), if any.
     fps: frames per second where the data set does not say; elsewhere it must agree.
     demonstrations: episodes that do not say whether they succeeded did.
-    trim_end: share of each demonstration's frames that is cut off, because demonstrations do not
-      end at success.
+    trim_end: share of each success's frames that is cut off its end, because demonstrations do not
+      end at success; not where the data set itself says when the task was done.
     flip: pictures are stored upside down (robosuite's renderer does that).
     weight: share of draws in a mixture. note: for people.
     """
@@ -157,11 +160,20 @@ def rate(stated: float, own: float | None, where: str) -> float:
 
 def facts(settings: SourceSettings) -> dict[str, Any]:
     """What every episode of a source has in `meta`."""
-    return {"trim_end": settings.trim_end, "demonstrations": settings.demonstrations}
+    return {"trim_end": settings.trim_end}
 
 
-def succeeded(settings: SourceSettings, said: Any) -> bool | None:
-    """Whether an episode succeeded: what the data set `said`, else that demonstrations do."""
-    if said is not None:
-        return bool(said)
-    return True if settings.demonstrations else None
+def verdict(settings: SourceSettings, said: Any, frames: int) -> tuple[bool | None, dict[str, Any]]:
+    """Whether an episode succeeded, and {"success_frame": first frame at which it is done}, if the
+    data set says so.
+
+    said: what the data set says: one value, or one for each frame (success flags, sparse rewards:
+      done where positive), or None. A flag at the last frame alone marks the end of the episode and
+      is no success frame.
+    """
+    if said is None:
+        return (True if settings.demonstrations else None), {}
+    done = np.asarray(said).reshape(-1) > 0
+    if len(done) == frames > 1 and done[:-1].any():
+        return True, {"success_frame": int(np.argmax(done))}
+    return bool(done[-1]), {}

@@ -10,7 +10,7 @@ from lrm_jax.episodes.broken import BrokenEpisode, check_fps, text
 from lrm_jax.episodes.episode import Episode
 from lrm_jax.episodes.frames import ChosenFrames, EncodedFrames, LazyFrames
 from lrm_jax.episodes.mp4 import VideoFrames
-from lrm_jax.episodes.source import SENTENCES, SourceSettings, facts, split_range, succeeded
+from lrm_jax.episodes.source import SENTENCES, SourceSettings, facts, split_range, verdict
 from lrm_jax.episodes.video import IMAGES, natural
 from lrm_jax.run.errors import UserError
 
@@ -23,7 +23,8 @@ class VideoSource:
     A line is an object with "video" (a file relative to the index, or a folder of pictures) and
     the sentence under `settings.sentence` or one of SENTENCES. It may have "begin" and "end"
     (seconds), "fps" (which must be the video's; needed for pictures), "success" (or the key
-    `settings.success`), "split" (train if absent), "camera".
+    `settings.success`), "split" (train if absent), "camera", "success_at" (seconds after
+    its beginning).
 
     Raises:
       UserError: no index, a line that is no JSON object, an unknown split.
@@ -65,14 +66,20 @@ class VideoSource:
         fps = row.get("fps", self._settings.fps)
         fps = check_fps(fps, "its fps") if fps else 0.0
         frames, fps = self._frames(self._folder / row["video"], row, fps)
+        success, _ = verdict(self._settings, row.get(self._settings.success or "success"), 1)
+        meta = facts(self._settings) | {"video": row["video"]}
+        if (at := row.get("success_at")) is not None:
+            if not isinstance(at, (int, float)) or not 0 <= round(at * fps) < len(frames):
+                raise BrokenEpisode("length", f"success_at is {at!r}, beyond the end")
+            meta["success_frame"] = round(at * fps)
         return Episode(
             frames=ChosenFrames(frames, flip=True) if self._settings.flip else frames,
             task=self._settings.task or self._task(row),
             fps=fps,
-            success=succeeded(self._settings, row.get(self._settings.success or "success")),
+            success=success,
             source=self.name,
             camera=str(row.get("camera", self._settings.camera)),
-            meta=facts(self._settings) | {"video": row["video"]},
+            meta=meta,
         )
 
     def _frames(self, path: Path, row: dict[str, Any], fps: float) -> tuple[LazyFrames, float]:

@@ -30,6 +30,12 @@ def test_libero(tmp_path):
         np.testing.assert_array_equal(np.asarray(episode.frames), pictures(i, count))
         np.testing.assert_array_equal(episode.frames[[4, 1, 4]], pictures(i, count)[[4, 1, 4]])
         np.testing.assert_array_equal(episode.actions, np.full((count - 1, 7), i, np.float32))
+    file = tmp_path / "open_the_drawer_demo.hdf5"
+    with h5py.File(file, "a") as h5:  # a sparse reward says when
+        h5["data/demo_1/rewards"] = (np.arange(9) >= 6).astype(np.float32)
+        h5["data/demo_0/rewards"] = np.zeros(6, np.float32)
+    failed, done = open_source(settings(tmp_path, success="rewards")).good()
+    assert failed.success is False and done.success is True and done.meta["success_frame"] == 6
     upside_down = open_source(settings(tmp_path, flip=True))[1]
     np.testing.assert_array_equal(np.asarray(upside_down.frames), pictures(1, 9)[:, ::-1])
 
@@ -108,7 +114,7 @@ def videos(tmp_path):
 def test_indexed_videos(videos):
     folder = videos(
         {"video": "a.mp4", "task": "one", "success": False, "fps": 10},
-        {"video": "a.mp4", "instruction": "two", "begin": 0.5, "end": 1.2},
+        {"video": "a.mp4", "instruction": "two", "begin": 0.5, "end": 1.2, "success_at": 0.4},
         {"video": "pics", "task": "three", "fps": 5},
         {"video": "b.mp4", "task": "four", "split": "val"},
     )
@@ -117,6 +123,7 @@ def test_indexed_videos(videos):
     assert [(e.task, e.fps, e.success) for e in (one, two, three)] == [
         ("one", 10.0, False), ("two", 10.0, True), ("three", 5.0, True),
     ]  # fmt: skip
+    assert two.meta["success_frame"] == 4
     assert one.frames.shape == (20, 32, 32, 3) and two.frames.shape == (7, 32, 32, 3)
     np.testing.assert_array_equal(np.asarray(two.frames), one.frames[5:12])
     np.testing.assert_array_equal(np.asarray(three.frames), pictures(2, 11))

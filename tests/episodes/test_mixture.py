@@ -1,5 +1,6 @@
 """Draws by weight that are the same for the same seed, wherever they go on, and whoever decodes."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -122,11 +123,17 @@ def test_what_is_kept_of_an_episode():
     np.testing.assert_array_equal(np.asarray(seen.frames)[:, 0, 0, 1], np.arange(0, 21, 2))
     assert View()(episode) is episode and View(frames=99)(episode).frames.shape[0] == 21
     trimmed = Episode(
-        episode.frames, "t", 10.0, success=True, progress=np.linspace(0, 1, 21, dtype=np.float32),
-        proprio=np.zeros((21, 2), np.float32),
-        meta={"trim_end": 0.2, "progress_by_task": {"u": np.arange(21)}},
+        episode.frames, "t", 10.0, success=True,
+        proprio=np.arange(41, dtype=np.float32)[:, None],
+        meta={"trim_end": 0.2, "stride": 2, "progress_by_task": {"u": np.arange(21)}},
     )  # fmt: skip
     seen = View(frames=5)(trimmed)
     np.testing.assert_array_equal(np.asarray(seen.frames)[:, 0, 0, 1], [0, 4, 8, 12, 16])
     np.testing.assert_array_equal(seen.meta["progress_by_task"]["u"], [0, 4, 8, 12, 16])
-    assert seen.progress[-1] == np.float32(0.8) and seen.proprio is None
+    np.testing.assert_array_equal(seen.proprio[:, 0], [0, 8, 16, 24, 32])
+    assert seen.meta["stride"] == 1
+    # Where the data set says when it was done, the end stays.
+    meta = {"trim_end": 0.2, "success_frame": 13}
+    known = View(frames=5)(dataclasses.replace(trimmed, proprio=None, meta=meta))
+    np.testing.assert_array_equal(np.asarray(known.frames)[:, 0, 0, 1], [0, 5, 10, 15, 20])
+    assert known.meta["success_frame"] == 3
