@@ -127,3 +127,17 @@ def test_what_is_wrong_with_the_settings_is_said(root, tmp_path):
         with pytest.raises(UserError, match=says):
             stream.store_episodes(tmp_path, settings(root, **changes), SIZE)
     assert not stream.DataSettings().used
+
+
+def test_the_papers_mixture_is_24_sources():
+    from pathlib import Path
+
+    path = Path(__file__).resolve().parents[2] / "configs" / "data" / "lrm24.py"
+    sources = stream.load_mixture(path)
+    assert len(sources) == 24
+    assert {"hoi4d", "egodex", "libero", "robocasa"} <= {s.name for s in sources}
+    assert all(s.camera or s.format == "videos" for s in sources) and all(s.note for s in sources)
+    with pytest.raises(UserError, match="on the disk"):
+        stream.open_sources(
+            stream.DataSettings(mixture=str(path), root="/no/such/folder", absent="skip")
+        )
