@@ -118,6 +118,11 @@ class Mixture:
 
     def __iter__(self) -> MixtureIterator:
         """Iterators count for themselves: each begins at the beginning."""
+        return self.mapped(None)
+
+    def mapped(self, make: Callable[[Drawn, np.random.Generator], Any] | None) -> MixtureIterator:
+        """The stream of `make(drawn, rng)`, called in the threads that decode; rng depends on
+        `seed` and the place in the stream alone. None gives the draws themselves."""
         import grain
 
         parts = [
@@ -128,8 +133,14 @@ class Mixture:
             .map(_Numbered(k))
             for k, source in enumerate(self._sources)
         ]
-        mixed = grain.MapDataset.mix(parts, self._weights)
-        return MixtureIterator(iter(self._read(mixed)))
+        drawn = grain.MapDataset.mix(parts, self._weights).map(self._load)
+        if make is not None:
+            # The place in the stream is that of the process: its number belongs to the seed.
+            seed = int(np.random.default_rng([self._seed, self._process, 1]).integers(2**31))
+            drawn = drawn.random_map(
+                lambda one, rng: None if one is None else make(one, rng), seed=seed
+            )
+        return MixtureIterator(iter(self._read(drawn)))
 
     def once(self) -> Iterator[Drawn]:
         """Every episode of every source once, in their order, decoded ahead; weights and shuffling
@@ -138,16 +149,16 @@ class Mixture:
 
         pairs = [(k, n) for k, source in enumerate(self._sources) for n in range(len(source))]
         own = pairs[self._process :: self._processes]
-        return iter(self._read(grain.MapDataset.source(own)))
+        return iter(self._read(grain.MapDataset.source(own).map(self._load)))
 
-    def _read(self, numbers: Any) -> Any:
+    def _read(self, drawn: Any) -> Any:
         import grain
 
         options = grain.ReadOptions(
             num_threads=self._reading.threads,
             prefetch_buffer_size=max(self._reading.ahead, self._reading.threads),
         )
-        return numbers.map(self._load).to_iter_dataset(options)
+        return drawn.to_iter_dataset(options)
 
     def _load(self, drawn: tuple[int, int]) -> Drawn | None:
         source, number = drawn
@@ -167,7 +178,7 @@ class MixtureIterator:
     def __iter__(self) -> MixtureIterator:
         return self
 
-    def __next__(self) -> Drawn:
+    def __next__(self) -> Any:
         return next(self._inner)
 
     def get_state(self) -> dict[str, Any]:

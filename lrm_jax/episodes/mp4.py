@@ -111,6 +111,10 @@ class VideoFrames(LazyFrames):
                             continue
                         if place > places[done]:
                             break
+                        if frame.is_corrupt:
+                            raise BrokenEpisode(
+                                "video", f"{self._path.name}: frame {place} is damaged"
+                            )
                         picture = frame.to_ndarray(format="rgb24")
                         if picture.shape != self.shape[1:]:
                             raise BrokenEpisode(

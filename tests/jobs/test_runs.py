@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from lrm_jax.benchmarks import peers
+from lrm_jax.episodes import SourceSettings, open_source
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 
@@ -146,6 +147,35 @@ def test_the_recipe_learns_from_a_tfds_data_set_on_disk(tmp_path):
         )
         assert all(np.abs(v).max() > 0 for k, v in tensors.items() if "lora_B" in k)
     assert json.loads((work / "summary.json").read_text())["episodes"] == 16
+
+
+@pytest.mark.slow
+def test_collected_episodes_are_data_sets_too(tmp_path):
+    """RLDS and LeRobot from one collection, both read back."""
+    arguments = ("--config=configs/collect.py:small", f"--workdir={tmp_path}")
+    dataset = tmp_path / "stages" / "dataset" / "lrm_sim"
+    for write in ("tfrecord", "lerobot"):
+        code, _, err = finish(
+            start(*arguments, f"--config.write={write}", "--config.validation=0.25")
+        )
+        assert code == 0, err[-2000:]
+        assert json.loads((tmp_path / "summary.json").read_text())["dataset"] == str(dataset)
+        arrays = tmp_path / "stages" / "episodes"
+        frames = np.load(arrays / "frames.npy", mmap_mode="r")
+        source = open_source(SourceSettings(name="sim", path=str(dataset)))
+        # RLDS keeps two for its split "val", and has an order of its own; pixels are exact.
+        assert len(source) == (6 if write == "tfrecord" else 8)
+        actions = np.load(arrays / "actions.npy")
+        for i, episode in enumerate(source.good()):
+            seen = np.asarray(episode.frames)
+            flat = episode.actions.reshape(-1, actions.shape[-1])
+            own = [e for e in range(8) if np.array_equal(flat, actions[e])]
+            assert len(own) == 1 and (write == "tfrecord" or own == [i])
+            error = np.abs(seen.astype(int) - frames[own[0]])
+            assert error.max() == 0 if write == "tfrecord" else error.mean() < 4
+        assert source.broken == 0
+    code, _, err = finish(start(*arguments, "--config.write=zip"))
+    assert code == 2 and "lerobot" in err
 
 
 def write_open_x(folder, lengths):
