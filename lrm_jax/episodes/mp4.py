@@ -17,7 +17,8 @@ _SEEK_OVER = 48  # frames: gaps up to this are decoded through, as a seek may la
 
 
 class Header(NamedTuple):
-    """What a video file says of itself. frames: 0 where it does not say; fps: frames per second."""
+    """What a video file says of itself. frames: 0 where it does not say. fps: frames per second, of
+    the grid that its frames lie on."""
 
     frames: int
     height: int
@@ -45,6 +46,9 @@ def _header(path: str, changed: int, size: int) -> Header:
                 raise BrokenEpisode("video", f"{Path(path).name}: no video in it, or it is cut off")
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
+            grid = stream.base_rate  # exact where the average is not: 30000/1001, not 29.96
+            if rate and grid and abs(grid / rate - 1) < _RATE_TOLERANCE:
+                rate = grid
             frames = stream.frames
             if not frames and stream.duration and rate:  # Matroska does not count its frames
                 frames = round(float(stream.duration * stream.time_base * rate))
@@ -61,7 +65,7 @@ class VideoFrames(LazyFrames):
     """`count` frames of a video file from time `begin` on, at `fps`.
 
     begin: seconds from the file's first frame. fps: frames per second, 0 for what the file says.
-    Frame k is the one shown at begin + k / fps.
+    Frame k is the k-th of the file from `begin` on.
 
     Raises:
       BrokenEpisode: no video; a rate other than the file's; fewer frames in the file than asked
@@ -83,8 +87,9 @@ class VideoFrames(LazyFrames):
                 "fps", f"{self._path.name} has {own:g} frames/s, but {fps:g} are stated"
             )
         self.fps = float(fps or own)
-        self._begin = float(begin)
-        first = round(self._begin * self.fps)
+        # Counted by the file's own rate: 30 for 29.97 would be a frame off after half a minute.
+        self._rate, self._begin = own, float(begin)
+        first = round(self._begin * own)
         count = count or found.frames - first
         if found.frames and first + count > found.frames:
             raise BrokenEpisode(
@@ -140,12 +145,12 @@ class VideoFrames(LazyFrames):
     def _from(self, container, stream, place: int):
         """(place, frame) in the order shown, from the key frame at or before `place` on."""
         base, start = stream.time_base, stream.start_time or 0
-        at = self._begin + (place - 0.5) / self.fps  # half a frame early: times are rounded
+        at = self._begin + (place - 0.5) / self._rate  # half a frame early: times are rounded
         container.seek(start + max(int(at / base), 0), stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts is not None:
                 seconds = float((frame.pts - start) * base)
-                yield round((seconds - self._begin) * self.fps), frame
+                yield round((seconds - self._begin) * self._rate), frame
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,11 @@
 and what its own loader reads from the first. Not run by the tests: lerobot pins another torch.
 
     python tests/episodes/make_lerobot.py FOLDER [EXPECTED.npz]
+
+With LEROBOT_PICTURES=1 frames are pictures in the tables, not videos (`data/lerobot_images`).
 """
 
+import os
 import sys
 
 import numpy as np
@@ -29,14 +32,17 @@ def frame(episode: int, place: int) -> np.ndarray:
 def main(folder: str, expected: str = "") -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    kind = "image" if os.environ.get("LEROBOT_PICTURES") else "video"
     vector = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
     features = {
-        CAMERA: {"dtype": "video", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
+        CAMERA: {"dtype": kind, "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
         "observation.state": vector,
         "action": vector,
         "next.success": {"dtype": "bool", "shape": (1,), "names": None},
     }
-    made = LeRobotDataset.create(repo_id="a/b", fps=FPS, features=features, root=folder)
+    made = LeRobotDataset.create(
+        repo_id="a/b", fps=FPS, features=features, root=folder, use_videos=kind == "video"
+    )
     for episode, (count, task, success) in enumerate(EPISODES):
         for place in range(count):
             values = {

@@ -1,6 +1,7 @@
 """Lazy frames against the same frames as an array."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_a_stretch_of_a_video_is_reached_by_seeking(video):
         np.testing.assert_array_equal(stretch[places], expected[30:60][places])
     sparse = VideoFrames(path)[[0, 55, 89]]
     np.testing.assert_array_equal(sparse, expected[[0, 55, 89]])
+
+
+def test_a_rate_of_television_is_counted_exactly(tmp_path):
+    """29.97 frames/s, stated as 30: after 1200 frames the two are more than one frame apart."""
+    path = tmp_path / "ntsc.mp4"
+    frames = np.tile(pictures(0, 30, 16), (40, 1, 1, 1))
+    write_video(path, frames, fps=Fraction(30000, 1001), gop=60)
+    lazy = VideoFrames(path, fps=30)
+    assert len(lazy) == 1200 and lazy.fps == 30
+    np.testing.assert_array_equal(lazy[[3, 500, 1199]], whole(path)[[3, 500, 1199]])
 
 
 def test_a_wrong_rate_and_a_stretch_beyond_the_end_are_broken(video):

@@ -59,6 +59,15 @@ def test_frames_are_bit_for_bit_what_lerobots_own_loader_gives():
         assert {source[i].task} == set(expected["task"][own].tolist())
 
 
+def test_pictures_in_the_tables():
+    """Without video; PNG loses nothing."""
+    source = open_source(settings(DATA / "lerobot_images"))
+    for i, (count, task, success) in enumerate(EPISODES):
+        assert (source[i].task, source[i].success) == (task, success)
+        given = np.stack([make_lerobot.frame(i, p) for p in range(count)])
+        np.testing.assert_array_equal(np.asarray(source[i].frames), given)
+
+
 def test_keys_splits_and_rates_that_are_not_there(copy):
     with pytest.raises(UserError, match=CAMERA):
         open_source(settings(copy, camera="observation.images.wrist"))
