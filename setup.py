@@ -14,6 +14,9 @@ INSTALL = [
     "av>=14",  # video in and out
     "chex>=0.1.90",
     "flax>=0.12.8,<0.14",
+    "google-crc32c>=1.5",  # checksums of TFRecord
+    "grain>=0.2.12",  # mixtures of data sets
+    "h5py>=3.11",
     "jax>=0.10.2,<0.12",
     "jinja2>=3.1",  # chat templates and the report
     "matplotlib>=3.9",
@@ -34,6 +37,9 @@ INSTALL = [
     "tqdm>=4.66",
 ]
 
+# importlib_resources: tensorflow-datasets needs it and does not say so.
+TFDS = ["tensorflow-datasets>=4.9.8", "importlib_resources>=6", "array_record>=0.6"]
+
 EXTRAS = {
     # What the tests compare with. torch is pinned because its other versions bring gigabytes of
     # libraries for GPUs that the tests do not use.
@@ -47,13 +53,17 @@ EXTRAS = {
         "rliable>=1.2",  # the oracle of aggregates over seeds and tasks
         "ruff>=0.12",
         "scikit-learn>=1.5",
+        *TFDS,
+        "tensorflow-cpu>=2.18",  # tensorflow-datasets writes with it
         "torch==2.13.0",
         "transformers>=5.0,<6",
     ],
     # transformers' processors, for checkpoints from the hub.
     "hf": ["transformers>=5.0,<6"],
-    # RLDS data sets (Open X-Embodiment).
-    "tfds": ["tensorflow-datasets>=4.9.7", "tensorflow-cpu>=2.18"],
+    # RLDS data sets (Open X-Embodiment): read without TensorFlow.
+    "tfds": TFDS,
+    # To write them as well.
+    "tfds_write": [*TFDS, "tensorflow-cpu>=2.18"],
     # Cloud TPU, and ahead-of-time compilation for TPUs on a machine without them.
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.12"],

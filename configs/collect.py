@@ -1,6 +1,9 @@
 """Scripted demonstrations of PutOnPlate, right and wrong ones.
 
 python -m lrm_jax.train --config=configs/collect.py --config.collect.episodes=512
+
+With --config.write=array_record (or tfrecord) they are also a data set of tensorflow-datasets, with
+--config.write=lerobot one of LeRobot v3, under stages/dataset/lrm_sim.
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "job": "collect",
+            "write": "",
+            "validation": 0.0,
             "env": {"name": "PutOnPlate", "settings": {"combos": "all"}, "size": 64},
             "collect": {
                 "episodes": 8 if small else 256, "modes": modes, "stride": 2,

@@ -4,8 +4,12 @@
         --config.mesh=fsdp=-1
 
 Batch 128, one epoch, bfloat16 base (arXiv 2603.16065). Its learning rate is not published: ours. It
-learns from simulated episodes at 256 x 256 pixels. "small" is a smoke test of the same stages for a
-small checkpoint.
+learns from simulated episodes at 256 x 256 pixels, or from data sets on disk: one, or a mixture
+
+    ... --config.data.source.path=FOLDER --config.data.source.fps=5
+    ... --config.data.mixture=configs/data/lrm24.py --config.data.root=FOLDER
+
+"small" is a smoke test of the same stages for a small checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +30,16 @@ def get_config(arg: str = "") -> ConfigDict:
             "mesh": "",
             "env": nano.env,
             "collect": nano.collect,
+            # Nothing named: simulated episodes. episodes=0 takes every one once.
+            "data": {
+                "mixture": "", "root": "", "episodes": 0, "frames": 33, "absent": "error",
+                "source": {"name": "data", "path": "", "format": "", "split": "train", "camera": "",
+                           "sentence": "", "task": "", "success": "", "fps": 0.0,
+                           "demonstrations": True, "trim_end": 0.0, "flip": False},
+                "limit": {"count": 10, "share": 0.01},
+                "reading": {"threads": 4, "ahead": 16},
+                "seed": 0,
+            },
             "held_out": nano.held_out,
             "evaluate": nano.evaluate,
             "training": {

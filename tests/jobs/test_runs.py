@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from lrm_jax.benchmarks import peers
+from lrm_jax.episodes import SourceSettings, open_source
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 
@@ -119,6 +120,97 @@ def test_the_recipe_for_a_large_checkpoint_runs_on_a_small_one(tmp_path):
     code, _, err = finish(start(*arguments))
     assert code == 0, err[-2000:]
     assert (work / "stages" / "adapter_progress" / "stage.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_from_a_tfds_data_set_on_disk(tmp_path):
+    """Open X-Embodiment's features in TFRecord, pictures of another size than the model's, one
+    broken episode; then the adapters are trained on it and judged."""
+    base, work, data = tmp_path / "base", tmp_path / "work", tmp_path / "data"
+    small_checkpoint(base)
+    write_open_x(data, (14, 9, 1, 20, 12))
+    code, _, err = finish(
+        start(
+            "--config=configs/reward_qwen3vl_8b.py:small", f"--config.model={base}",
+            f"--config.data.source.path={data}", "--config.data.source.fps=5.0",
+            f"--workdir={work}",
+        )
+    )  # fmt: skip
+    assert code == 0, err[-2000:]
+    read = json.loads((work / "stages" / "data" / "sources.json").read_text())["data"]
+    assert (read["episodes"], read["broken"], read["drawn"]) == (5, 1, 4)
+    report = json.loads((work / "stages" / "data" / "quarantine" / "data.json").read_text())
+    assert report["by_kind"] == {"empty": 1}
+    assert not (work / "stages" / "episodes").exists()
+    for head in ("progress", "completion", "contrastive"):
+        tensors = safetensors.numpy.load_file(
+            work / "stages" / f"adapter_{head}" / "adapter_model.safetensors"
+        )
+        assert all(np.abs(v).max() > 0 for k, v in tensors.items() if "lora_B" in k)
+    assert json.loads((work / "summary.json").read_text())["episodes"] == 16
+
+
+@pytest.mark.slow
+def test_collected_episodes_are_data_sets_too(tmp_path):
+    """RLDS and LeRobot from one collection, both read back."""
+    arguments = ("--config=configs/collect.py:small", f"--workdir={tmp_path}")
+    dataset = tmp_path / "stages" / "dataset" / "lrm_sim"
+    for write in ("tfrecord", "lerobot"):
+        code, _, err = finish(
+            start(*arguments, f"--config.write={write}", "--config.validation=0.25")
+        )
+        assert code == 0, err[-2000:]
+        assert json.loads((tmp_path / "summary.json").read_text())["dataset"] == str(dataset)
+        arrays = tmp_path / "stages" / "episodes"
+        frames = np.load(arrays / "frames.npy", mmap_mode="r")
+        source = open_source(SourceSettings(name="sim", path=str(dataset)))
+        # RLDS keeps two for its split "val", and has an order of its own; pixels are exact.
+        assert len(source) == (6 if write == "tfrecord" else 8)
+        actions = np.load(arrays / "actions.npy")
+        for i, episode in enumerate(source.good()):
+            seen = np.asarray(episode.frames)
+            flat = episode.actions.reshape(-1, actions.shape[-1])
+            own = [e for e in range(8) if np.array_equal(flat, actions[e])]
+            assert len(own) == 1 and (write == "tfrecord" or own == [i])
+            error = np.abs(seen.astype(int) - frames[own[0]])
+            assert error.max() == 0 if write == "tfrecord" else error.mean() < 4
+        assert source.broken == 0
+    code, _, err = finish(start(*arguments, "--config.write=zip"))
+    assert code == 2 and "lerobot" in err
+
+
+def write_open_x(folder, lengths):
+    """A TFDS data set of demonstrations without success labels, as Open X-Embodiment's are."""
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    steps = f.Dataset(
+        {
+            "observation": f.FeaturesDict({"image_0": f.Image(shape=(48, 80, 3))}),
+            "language_instruction": f.Text(),
+        }
+    )
+
+    class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "toy"
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({"steps": steps}))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            rng = np.random.default_rng(0)
+            for number, length in enumerate(lengths):
+                step = lambda n=number: {  # noqa: E731
+                    "observation": {"image_0": rng.integers(0, 255, (48, 80, 3), np.uint8)},
+                    "language_instruction": f"put the {('red', 'blue')[n % 2]} cube away",
+                }
+                yield str(number), {"steps": [step() for _ in range(length)]}
+
+    Toy(data_dir=str(folder), file_format="tfrecord").download_and_prepare()
 
 
 def small_checkpoint(folder):
