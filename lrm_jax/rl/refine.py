@@ -148,11 +148,15 @@ def learn(
         proprio=flat(played.proprio), elapsed=flat(elapsed), actions=flat(played.actions),
         log_probs=flat(played.log_probs), values=flat(played.values),
         advantages=flat(advantages), returns=flat(returns), mask=flat(usable),
+        chain=None if played.chain is None else flat(played.chain),
     )  # fmt: skip
     base_log_std = None
     if state.base is not None:
         base_mean, base_log_std = _base_distribution(policy, config, state, played)
         batch = batch.replace(base_mean=flat(base_mean))
+        if played.chain is not None:  # its noise differs between decisions
+            batch = batch.replace(base_log_std=flat(base_log_std))
+            base_log_std = None
     variables, optimiser, parts = ppo.update(
         policy, c, state.variables, state.optimiser, batch,
         jax.random.fold_in(jax.random.fold_in(state.rng, state.iteration), 2),
@@ -272,20 +276,22 @@ def _describe(rewards, returns, advantages, played, usable) -> dict[str, jax.Arr
 
 
 def _base_distribution(policy, config, state, played) -> tuple[jax.Array, jax.Array]:
-    """Means [T,N,C,A] and log std [A] of the cloned policy on the rollout's observations."""
+    """Means [T,N,C,A] and log std [A] of the cloned policy on the rollout's observations; with a
+    flow head along the rollout's chains, [T,N,K,C,A] and [T,N,K,A]."""
     steps = played.actions.shape[0]
     variables = {**state.variables, "params": {**state.variables["params"], **state.base}}
 
     def one(inputs):
-        frames, features, proprio = inputs
+        frames, features, proprio, chain = inputs
         if config.ppo.train_encoder:  # the rollout's features are of the encoder as it is now
             features = policy.apply(variables, frames, played.task_ids, method="encode")
-        chosen = policy.apply(variables, features, proprio, method="act")
+        chosen = policy.apply(variables, features, proprio, chain, method="act")
         return chosen.mean, chosen.log_std
 
     frames = played.frames[:steps] if config.ppo.train_encoder else None
-    means, log_std = jax.lax.map(one, (frames, played.features[:steps], played.proprio[:steps]))
-    return means, log_std[0]
+    inputs = (frames, played.features[:steps], played.proprio[:steps], played.chain)
+    means, log_std = jax.lax.map(one, inputs)
+    return means, log_std[0] if played.chain is None else log_std
 
 
 def _check(metrics: Mapping[str, float]) -> None:
