@@ -41,8 +41,10 @@ EXTRAS = {
         "brax>=0.14.2,<0.15",  # the oracle of GAE and of action distributions
         "dashscope>=1.20",  # brings Qwen's vocabulary
         "hypothesis>=6.100",
+        "pandas>=2.2,<3",  # newer ones break arch, which rliable needs
         "peft>=0.18",
         "pytest>=8",
+        "rliable>=1.2",  # the oracle of aggregates over seeds and tasks
         "ruff>=0.12",
         "scikit-learn>=1.5",
         "torch==2.13.0",

@@ -1,47 +1,85 @@
-"""Reward arms of refinement: the vision-language model, the privileged oracle, and the controls."""
+"""Reward arms of refinement: the vision-language model, published judges, the privileged oracles,
+and the controls."""
 
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.jobs.signals import (
+    HEADS_OF,
+    asked_frames,
+    rewards_of,
+    rewards_of_potential,
+)
+from lrm_jax.qwen3_vl import init_params
 from lrm_jax.rewards import transforms
 from lrm_jax.rewards.engine import RewardEngine
-from lrm_jax.rewards.scores import tri_of
+from lrm_jax.rewards.judges import Judge
+from lrm_jax.rewards.model import RewardModel
 from lrm_jax.rl.refine import RewardFn
 from lrm_jax.run.config import field
+from lrm_jax.run.errors import UserError
 
-ARMS = ("vlm", "wrong_sentence", "constant", "time_ramp", "oracle")
-HEADS_OF = {
-    "progress": ("progress",),
-    "completion": ("completion",),
-    "contrastive": ("contrastive",),
-    "progress+completion": ("progress", "completion"),
-    "tri": ("progress", "completion", "contrastive"),
-}
+MODEL_ARMS = ("vlm", "wrong_sentence", "shuffled", "untrained")
+JUDGE_ARMS = ("roboreward", "robometer", "topreward")
+ORACLES = ("oracle", "oracle_sparse")
+# Whoever learns from one of these knows nothing of the task: its gain must be no gain.
+CONTROLS = ("wrong_sentence", "shuffled", "untrained", "constant", "time_ramp")
+ARMS = (*MODEL_ARMS, "constant", "time_ramp", *ORACLES, *JUDGE_ARMS)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
     """Where the reward of refinement comes from.
 
-    arm: "vlm"; or a control: "wrong_sentence" (the same model told another sentence of the scene),
-    "constant" (1 a decision), "time_ramp" (t / T); or "oracle", the simulator's dense progress.
-    model: a reward model's name or folder. signal: which scores make the potential Phi; sums are
-    means of their parts. transform: "delta", gamma Phi(s') - Phi(s); "hold", the paper's, every
-    ``interval`` decisions; "dense", the score itself. bonus: paid once an episode when completion
-    reaches one half (needs completion among the scores).
+    arm: "vlm"; a published judge, "roboreward", "robometer" or "topreward"; an oracle, privileged:
+    "oracle" (gain of the simulator's dense progress) or "oracle_sparse" (1 in the decision that
+    first succeeds); or a control: "wrong_sentence" (the same model told another sentence of the
+    scene), "shuffled" (its rewards, dealt to other environments of the iteration), "untrained" (the
+    same network with random weights), "constant" (1 a decision), "time_ramp" (t / T).
+    model: a reward model's name or folder; judge: a judge's folder. signal: which scores make the
+    potential Phi; sums are means of their parts (judges have one score).
+    transform: "delta", gamma Phi(s') - Phi(s); "hold", the paper's, every ``interval`` decisions,
+    where only the frames of triggers are judged; "dense", the score itself.
+    per_step: with "hold" and "dense", a decision earns the sum over its control steps of the score
+    held in each, as the paper's chunk rewards; else one score.
+    bonus: paid once an episode when completion reaches one half (needs completion among the
+    scores). uncertainty: how many standard deviations of the answer distributions Phi lies below
+    the scores (a lower confidence bound); 0 is the scores themselves.
     """
 
-    arm: Literal["vlm", "wrong_sentence", "constant", "time_ramp", "oracle"] = "vlm"
+    arm: Literal[
+        "vlm", "wrong_sentence", "shuffled", "untrained", "constant", "time_ramp",
+        "oracle", "oracle_sparse", "roboreward", "robometer", "topreward",
+    ] = "vlm"  # fmt: skip
     model: str = "lrm-nano"
+    judge: str = ""
     signal: Literal["progress", "completion", "contrastive", "progress+completion", "tri"] = (
         "progress+completion"
     )
     transform: Literal["delta", "hold", "dense"] = "delta"
     interval: int = field(1, ge=1)
+    per_step: bool = False
     bonus: float = field(0.0, ge=0)
+    uncertainty: float = field(0.0, ge=0)
+
+    def validate(self) -> None:
+        """UserError for settings that cannot be together."""
+        if self.arm in JUDGE_ARMS:
+            if not self.judge:
+                raise UserError(f"arm {self.arm!r} needs judge, a folder with its checkpoint")
+            if self.bonus > 0 or self.uncertainty > 0:
+                raise UserError(f"arm {self.arm!r} has one score: bonus and uncertainty must be 0")
+        if self.per_step and self.transform == "delta":
+            raise UserError("per_step needs transform 'hold' or 'dense'")
+
+    @property
+    def every(self) -> int:
+        """Decisions from one judged frame to the next."""
+        return self.interval if self.transform == "hold" else 1
 
 
 def other_sentences(instructions: tuple[str, ...], tasks: np.ndarray) -> np.ndarray:
@@ -60,11 +98,32 @@ def other_sentences(instructions: tuple[str, ...], tasks: np.ndarray) -> np.ndar
 
 def heads_asked(settings: RewardSettings) -> tuple[str, ...]:
     """The heads that an arm asks about every frame; none for arms without the model."""
-    if settings.arm not in ("vlm", "wrong_sentence"):
+    if settings.arm not in MODEL_ARMS:
         return ()
     names = HEADS_OF[settings.signal]
     extra = settings.bonus > 0 and "completion" not in names
     return (*names, "completion") if extra else names
+
+
+def judgements(settings: RewardSettings, decisions: int, environments: int) -> int:
+    """Questions that an arm puts to its model in an iteration: one for each head and judged frame.
+
+    A comparison counts once, though it is asked in both orders; the first frame has none. A judge
+    sees a window of frames, which counts once.
+    """
+    frames = 1 + decisions // settings.every
+    if settings.arm in JUDGE_ARMS:
+        return frames * environments
+    heads = heads_asked(settings)
+    return (frames * len(heads) - ("contrastive" in heads)) * environments
+
+
+def untrained(model: RewardModel, seed: int = 0) -> RewardModel:
+    """The same network, prompts and tokenizer with random weights; no adapters, no calibration."""
+    return dataclasses.replace(
+        model, params=init_params(model.model, jax.random.key(seed)), adapters={},
+        adapter_folders={}, calibration={}, _engines={},
+    )  # fmt: skip
 
 
 def make_reward(
@@ -73,8 +132,20 @@ def make_reward(
     engine: RewardEngine | None,
     params,
     swap: np.ndarray | None = None,
+    *,
+    chunk: int = 1,
+    judge: Judge | None = None,
+    sentences: tuple[str, ...] = (),
+    control_hz: float = 1.0,
 ) -> RewardFn:
-    """The reward function of an arm for `rl.refine`; rewards float32 [T,N] of each decision."""
+    """The reward function of an arm for `rl.refine`; rewards float32 [T,N] of each decision.
+
+    Args:
+      engine, params: for arms with the reward model. swap: for "wrong_sentence", int [tasks].
+      chunk: control steps of a decision. judge, sentences, control_hz: for the judges' arms.
+
+    The function adds "judgements", how many questions it asked, to the diagnostics.
+    """
     arm = settings.arm
     if arm == "constant":
         return lambda frames, tasks, _: (jnp.ones((frames.shape[0] - 1, frames.shape[1])), {})
@@ -93,53 +164,56 @@ def make_reward(
             return transforms.delta(phi, jnp.isfinite(phi), discount)[0], {}
 
         return oracle
+    if arm == "oracle_sparse":
+
+        def sparse(frames, tasks, played):
+            ever = jax.lax.cummax(played.privileged.success.astype(jnp.float32), axis=0)
+            return jnp.diff(ever, axis=0, prepend=jnp.zeros_like(ever[:1])), {}
+
+        return sparse
+
+    def counted(frames, diagnostics):
+        asked = judgements(settings, frames.shape[0] - 1, frames.shape[1])
+        return {**diagnostics, "judgements": asked}
+
+    if arm in JUDGE_ARMS:
+
+        def by_judge(frames, tasks, _):
+            shown = np.asarray(frames[asked_frames(settings, frames.shape[0])])
+            told = [sentences[int(t)] for t in np.asarray(tasks)]
+            rate = control_hz / (chunk * settings.every)
+            judged = judge.score(np.moveaxis(shown, 0, 1), told, fps=rate)
+            rewards, diagnostics = rewards_of_potential(
+                settings, jnp.asarray(judged.value.T), jnp.asarray(judged.valid.T), discount,
+                decisions=frames.shape[0] - 1, chunk=chunk,
+            )  # fmt: skip
+            return rewards, counted(frames, diagnostics)
+
+        return by_judge
     names = heads_asked(settings)
 
-    def judged(frames, tasks, _):
+    def judged(frames, tasks, played):
         told = jnp.asarray(swap)[tasks] if arm == "wrong_sentence" else tasks
-        scores = engine.score(params, frames, told, heads=names)
-        return rewards_of(settings, scores, discount)
+        shown = frames[asked_frames(settings, frames.shape[0])]
+        scores = engine.score(params, shown, told, heads=names)
+        rewards, diagnostics = rewards_of(
+            settings, scores, discount, decisions=frames.shape[0] - 1, chunk=chunk
+        )
+        if arm == "shuffled":
+            deal = dealing(played.actions)
+            rewards = rewards[:, deal]
+            diagnostics = {**diagnostics, "valid": diagnostics["valid"][:, deal]}
+        return rewards, counted(frames, diagnostics)
 
     return judged
 
 
-def rewards_of(settings: RewardSettings, scores, discount: float):
-    """Rewards [T,N] of scores of T + 1 frames [T+1,N], and diagnostics."""
-    parts = HEADS_OF[settings.signal]
-    if settings.signal == "tri":
-        # The first frame has no earlier one to be compared with: there, and only there, the
-        # comparison is the neutral 0.
-        first = (jnp.arange(scores.progress.shape[0]) == 0)[:, None]
-        comparison = jnp.where(first, 0.0, scores.contrastive)
-        phi = tri_of(scores.progress, scores.completion, comparison)
-        valid = scores.valid["progress"] & scores.valid["completion"]
-        valid = valid & (first | scores.valid["contrastive"])
-    else:
-        phi = sum(getattr(scores, n) for n in parts) / len(parts)
-        valid = jnp.stack([scores.valid[n] for n in parts]).all(0)
-    if settings.transform == "delta":
-        if settings.signal == "contrastive":
-            # Already a difference of potentials: each comparison is the reward of its decision.
-            rewards, ok = jnp.where(valid, phi, 0.0)[1:], valid[1:]
-        else:
-            rewards, _ = transforms.delta(phi, valid, discount)
-            ok = valid[1:] & valid[:-1]
-    else:
-        interval = settings.interval if settings.transform == "hold" else 1
-        rewards, _ = transforms.hold(phi[1:], valid[1:], interval)
-        # A step whose trigger could not be read repeats an older score (or nothing): no reward.
-        failed, _ = transforms.hold(1.0 - valid[1:], jnp.ones_like(valid[1:]), interval)
-        ok = failed == 0.0
-    if settings.bonus > 0:
-        readable = scores.valid["completion"]
-        rewards = rewards + transforms.completion_bonus(scores.completion, readable, settings.bonus)
-        ok = ok & readable[1:]
-    diagnostics = {
-        "valid": ok,
-        "final_" + settings.signal: jnp.nanmean(phi[-1]),
-        "unreadable": jnp.sum(~valid[1:]),
-    }
-    for name in ("progress", "completion"):
-        if name in parts:
-            diagnostics[f"final_{name}"] = jnp.nanmean(getattr(scores, name)[-1])
-    return rewards.astype(jnp.float32), diagnostics
+def dealing(actions: jax.Array) -> jax.Array:
+    """Whose reward each environment gets, int32 [N]: a random cycle, so that none keeps its own.
+
+    Drawn from the bits of the iteration's actions [T,N,C,A]: another deal in each iteration, and
+    the same one where an interrupted iteration is played again.
+    """
+    bits = jax.lax.bitcast_convert_type(actions.astype(jnp.float32), jnp.uint32)
+    order = jax.random.permutation(jax.random.PRNGKey(jnp.sum(bits)), actions.shape[1])
+    return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

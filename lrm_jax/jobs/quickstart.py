@@ -1,6 +1,5 @@
 """The job `quickstart`: the whole road once, from demonstrations to a verdict and a report."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -9,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrm_jax.jobs import oracle, story
-from lrm_jax.jobs.arms import heads_asked
 from lrm_jax.jobs.base_policy import World, clone_stage, evaluation_stage
-from lrm_jax.jobs.refine import RefineJob, compare, refine_stage
+from lrm_jax.jobs.refine import RefineJob, compare, refine_stage, spent
 from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run import atomic, config, manifest
 from lrm_jax.run.errors import UserError
@@ -31,8 +29,8 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     def checkpoint() -> None:
         atomic.write_json(workdir / "timing.json", watch.table())
 
-    world = World.make(job.env, job.policy)
-    model = load_reward_model(job.reward.model)
+    world = World.make(job.env, job.policy, job.mesh)
+    model = load_reward_model(job.reward.model, mesh=world.mesh)
     manifest.update(
         workdir.path, hashes=model.facts,
         seeds={
@@ -57,8 +55,6 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         )
     checkpoint()
     verdict = compare(before, after)
-    frames = (job.refine.num_chunks + 1) * job.refine.num_envs * len(rows)
-    heads = len(heads_asked(dataclasses.replace(job.reward, arm=arm)))
     summary = {
         **verdict,
         "oracle_success": oracle.recorded(job, seed),
@@ -66,7 +62,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         "seed": seed,
         "iterations": len(rows),
         "env_steps": int(rows[-1]["env_steps"]),
-        "vlm_scores": frames * heads,
+        "vlm_scores": spent(job, arm, rows)["judgements"],
         "invalid_scores": int(sum(r["invalid_scores"] for r in rows)),
     }
     with watch("report"):

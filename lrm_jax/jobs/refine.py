@@ -9,7 +9,17 @@ import numpy as np
 
 from lrm_jax.evaluation import stats
 from lrm_jax.jobs import oracle
-from lrm_jax.jobs.arms import ARMS, RewardSettings, make_reward, other_sentences
+from lrm_jax.jobs.arms import (
+    ARMS,
+    JUDGE_ARMS,
+    MODEL_ARMS,
+    ORACLES,
+    RewardSettings,
+    judgements,
+    make_reward,
+    other_sentences,
+    untrained,
+)
 from lrm_jax.jobs.base_policy import (
     EvaluationSettings,
     World,
@@ -17,8 +27,11 @@ from lrm_jax.jobs.base_policy import (
     evaluation_stage,
 )
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.parallel.mesh import under
 from lrm_jax.policies import CloneConfig, PolicyConfig
+from lrm_jax.rewards.judges import load_judge
 from lrm_jax.rewards.model import RewardModel, load_reward_model
+from lrm_jax.rl import stopping
 from lrm_jax.rl.refine import RefineConfig, RefineState, init_state, refine
 from lrm_jax.run import atomic, config, manifest, metrics
 from lrm_jax.run.checkpoints import Checkpoints
@@ -36,11 +49,14 @@ class RefineJob:
 
     arms: which rewards to refine with, each from the same cloned policy. seeds: a seed sets the
     demonstrations, the clone and the refinement alike; evaluation episodes are the same for all.
+    equal_budget: refuse arms whose models would be asked a different number of questions.
     """
 
     job: str = "refine"
     arms: tuple[str, ...] = ("vlm",)
     seeds: tuple[int, ...] = (0,)
+    mesh: str = ""
+    equal_budget: bool = False
     env: EnvSettings = field(default_factory=EnvSettings)
     demonstrations: CollectSettings = field(default_factory=CollectSettings)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -54,8 +70,11 @@ class RefineJob:
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"config.arms: {did_you_mean(arm, ARMS)}")
+            self.with_arm(arm)
         if not self.arms or not self.seeds or min(self.seeds) < 0:
             raise UserError("config.arms and config.seeds need at least one entry, seeds from 0 up")
+        if self.equal_budget:
+            check_equal_budget({arm: self.with_arm(arm) for arm in self.arms})
         length = self.env.make().episode_length
         if self.refine.num_chunks * self.policy.chunk != length:
             raise UserError(
@@ -68,16 +87,67 @@ class RefineJob:
                 f"({self.env.size})"
             )
 
+    def with_arm(self, arm: str) -> "RefineJob":
+        """The job of one arm. UserError for a judge without a folder, and the like."""
+        reward = dataclasses.replace(self.reward, arm=arm)
+        reward.validate()
+        return dataclasses.replace(self, arms=(arm,), reward=reward, equal_budget=False)
+
+    @property
+    def judgements(self) -> int:
+        """Questions that the first arm puts to its model in the whole refinement."""
+        c, reward = self.refine, dataclasses.replace(self.reward, arm=self.arms[0])
+        return c.iterations * judgements(reward, c.num_chunks, c.num_envs)
+
+    @property
+    def env_steps(self) -> int:
+        """Control steps of the whole refinement."""
+        return self.refine.iterations * self.refine.num_envs * self.refine.num_chunks * (
+            self.policy.chunk
+        )  # fmt: skip
+
+
+def check_equal_budget(jobs: dict[str, RefineJob]) -> None:
+    """UserError unless all arms take as many control steps, and those that ask a model ask it as
+    many questions."""
+    steps = {name: job.env_steps for name, job in jobs.items()}
+    asked = {name: job.judgements for name, job in jobs.items() if job.judgements}
+    for what, found in (("control steps", steps), ("judgements", asked)):
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{name} {count:,}" for name, count in found.items())
+            raise UserError(
+                f"arms differ in {what} ({listed}): change their settings, or set "
+                "config.equal_budget=False to compare them all the same"
+            )
+
 
 def reward_function(job: RefineJob, arm: str, world: World, model: RewardModel | None):
     """The reward function of an arm over this world's sentences."""
     settings = dataclasses.replace(job.reward, arm=arm)
-    if arm in ("vlm", "wrong_sentence"):
-        engine = model.engine(world.env.instructions, (job.env.size, job.env.size))
-        ids = sorted({world.env.instructions.index(s) for s in world.env.sentences_in_use()})
-        swap = other_sentences(world.env.instructions, np.array(ids))
-        return make_reward(settings, job.refine.ppo.discount, engine, model.variables, swap)
-    return make_reward(settings, job.refine.ppo.discount, None, None)
+    discount, chunk = job.refine.ppo.discount, job.policy.chunk
+    sentences = world.env.instructions
+    if arm in JUDGE_ARMS:
+        return make_reward(
+            settings, discount, None, None, chunk=chunk, judge=load_judge(arm, settings.judge),
+            sentences=sentences, control_hz=world.env.control_hz,
+        )  # fmt: skip
+    if arm not in MODEL_ARMS:
+        return make_reward(settings, discount, None, None)
+    speaker = untrained(model) if arm == "untrained" else model
+    engine = speaker.engine(sentences, (job.env.size, job.env.size))
+    ids = sorted({sentences.index(s) for s in world.env.sentences_in_use()})
+    swap = other_sentences(sentences, np.array(ids))
+    return make_reward(settings, discount, engine, speaker.variables, swap, chunk=chunk)
+
+
+def model_facts(job: RefineJob, arm: str, model: RewardModel | None) -> dict | None:
+    """What the reward of an arm depends on besides its settings: hashes of the weights it reads."""
+    if arm in MODEL_ARMS:
+        return model.facts
+    if arm in JUDGE_ARMS:
+        files = sorted(Path(job.reward.judge).glob("*.safetensors"))
+        return {"judge_sha256": {f.name: atomic.sha256(f) for f in files}}
+    return None
 
 
 def refine_stage(
@@ -89,29 +159,35 @@ def refine_stage(
     base: Stage,
     variables: Any,
     model: RewardModel | None,
+    label: str | None = None,
 ) -> tuple[Stage, Any, list[dict]]:
-    """The refined policy of an arm and seed, and a row of figures for each iteration."""
-    name = f"refine_{arm}_{seed}"
+    """The refined policy of an arm and seed, and a row of figures for each iteration. `label`
+    stands for the arm in the stage's name."""
+    name = f"refine_{label or arm}_{seed}"
     settings = {
         "refine": job.refine,
         "reward": dataclasses.replace(job.reward, arm=arm),
         "seed": seed,
-        "model": model.facts if model is not None and arm in ("vlm", "wrong_sentence") else None,
+        "model": model_facts(job, arm, model),
     }
     stage = workdir.stage(name, settings, after=[base])
+    name = stage.name  # a view of the folder may have changed it
 
     def compute(folder: Path) -> None:
-        setup = dataclasses.replace(job.refine, privileged_reward=arm == "oracle")
+        setup = dataclasses.replace(job.refine, privileged_reward=arm in ORACLES)
         rng = jax.random.PRNGKey(seed + 1_000)
-        fresh = init_state(variables, setup, rng)
-        with Checkpoints(stage.scratch / "checkpoints", stage.fingerprint) as checkpoints:
+        fresh = world.placed(init_state(variables, setup, rng))
+        with (
+            under(world.mesh),
+            Checkpoints(stage.scratch / "checkpoints", stage.fingerprint) as checkpoints,
+        ):
             found = checkpoints.latest_valid(fresh)
             state: RefineState = fresh if found is None else found.state
             done = int(state.iteration)
             with (
                 MetricsWriter(workdir.path, name, resume_step=done if done else None) as writer,
-                bar(total=setup.iterations, desc=f"refining ({arm}, seed {seed})", unit="iteration",
-                    initial=done) as progress,
+                bar(total=setup.iterations, desc=f"refining ({label or arm}, seed {seed})",
+                    unit="iteration", initial=done) as progress,
             ):  # fmt: skip
 
                 def on_iteration(state: RefineState, row: dict[str, float]) -> None:
@@ -126,6 +202,7 @@ def refine_stage(
                     world.env, world.render, world.policy, variables,
                     reward_function(job, arm, world, model), setup, rng,
                     state=state, on_iteration=on_iteration,
+                    history=metrics.read(workdir.path, name)[:done],
                 )  # fmt: skip
         save_tree(folder / "policy.safetensors", state.variables)
         atomic.write_json(folder / "iterations.json", metrics.read(workdir.path, name))
@@ -155,12 +232,26 @@ def compare(base: dict[str, np.ndarray], refined: dict[str, np.ndarray]) -> dict
     }
 
 
+def spent(job: RefineJob, arm: str, iterations: list[dict]) -> dict[str, Any]:
+    """What a refinement used: iterations, control steps, questions to the model, scores that could
+    not be read; why it stopped, and whether anything in it read the simulator's facts."""
+    why = stopping.reason(job.refine.stop, iterations)
+    return {
+        "iterations": len(iterations),
+        "env_steps": int(iterations[-1]["env_steps"]),
+        "judgements": int(sum(r.get("reward/judgements", 0) for r in iterations)),
+        "invalid_scores": int(sum(r["invalid_scores"] for r in iterations)),
+        "stopped": why if len(iterations) < job.refine.iterations else None,
+        "privileged": arm in ORACLES or job.refine.stop.privileged_rank is not None,
+    }
+
+
 def run(raw, workdir: Workdir) -> dict:
     """Refine with every arm and seed of the config; writes summary.json and a Markdown table."""
     job = config.build(RefineJob, raw)
-    world = World.make(job.env, job.policy)
-    needs_model = any(arm in ("vlm", "wrong_sentence") for arm in job.arms)
-    model = load_reward_model(job.reward.model) if needs_model else None
+    world = World.make(job.env, job.policy, job.mesh)
+    needs_model = any(arm in MODEL_ARMS for arm in job.arms)
+    model = load_reward_model(job.reward.model, mesh=world.mesh) if needs_model else None
     if model is not None:
         manifest.update(workdir.path, hashes=model.facts)
     rows = []
@@ -176,11 +267,9 @@ def run(raw, workdir: Workdir) -> dict:
             after = evaluation_stage(
                 workdir, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
             )
-            rows.append({
-                "arm": arm, "seed": seed, **compare(before, after),
-                "iterations": len(iterations),
-                "invalid_scores": int(sum(r["invalid_scores"] for r in iterations)),
-            })  # fmt: skip
+            rows.append(
+                {"arm": arm, "seed": seed, **compare(before, after), **spent(job, arm, iterations)}
+            )
             atomic.write_json(workdir / "summary.json", {"runs": rows})
             atomic.write_bytes(workdir / "table.md", table(rows).encode())
             oracle.record(workdir / "quickstart_oracle.json", job, rows)
@@ -190,14 +279,22 @@ def run(raw, workdir: Workdir) -> dict:
 def table(rows: list[dict]) -> str:
     """The runs as a Markdown table."""
     lines = [
-        "| reward | seed | base | refined | gain (95 % interval) | McNemar p |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| reward | seed | base | refined | gain (95 % interval) | McNemar p | judgements |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
         low, high = (100 * v for v in r["gain_interval"])
         lines.append(
             f"| {r['arm'].replace('_', ' ')} | {r['seed']} | {100 * r['base_success']:.1f} % "
             f"| {100 * r['refined_success']:.1f} % | {100 * r['gain']:+.1f} ({low:+.1f} to "
-            f"{high:+.1f}) | {r['mcnemar_p']:.1e} |"
+            f"{high:+.1f}) | {r['mcnemar_p']:.1e} | {r['judgements']:,} |"
         )
+    if len({r["judgements"] for r in rows if r["judgements"]}) > 1:
+        lines += ["", "The arms asked their models a different number of questions."]
+    for r in rows:
+        if r["stopped"]:
+            who = f"{r['arm'].replace('_', ' ')}, seed {r['seed']}"
+            lines += ["", f"{who}: stopped after iteration {r['iterations']} ({r['stopped']})."]
+    if any(r["privileged"] and r["arm"] not in ORACLES for r in rows):
+        lines += ["", "Runs with `refine.stop.privileged_rank` read the simulator's success."]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from lrm_jax.rl.evaluate import Evaluation, episode_keys, evaluate, record
 from lrm_jax.rl.ppo import PPOConfig
 from lrm_jax.rl.refine import RefineConfig, RefineState, init_state, refine
 from lrm_jax.rl.rollout import Rollout, make_render_fn, rollout, rollout_from
+from lrm_jax.rl.stopping import StopConfig
 
 __all__ = [
     "Evaluation",
@@ -11,6 +12,7 @@ __all__ = [
     "RefineConfig",
     "RefineState",
     "Rollout",
+    "StopConfig",
     "episode_keys",
     "evaluate",
     "init_state",

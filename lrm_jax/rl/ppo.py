@@ -51,6 +51,7 @@ class PPOConfig:
       beta1, beta2, eps: Adam [0.9, 0.95, 1e-5].
       grad_clip: of the gradient norm [0.3], here of the policy's and of the critic's separately:
         they share no parameters, so a large value error need not shrink the policy's step.
+      joint_grad_clip: clip the norm of both gradients together [true: one optimiser step for both].
       train_encoder: also learn the image and sentence encoder. Off (the paper's
         `train_expert_only`), the update works on the rollout's features and needs no convolution.
     """
@@ -76,6 +77,7 @@ class PPOConfig:
     beta2: float = field(0.95, ge=0, lt=1)
     eps: float = field(1e-5, gt=0)
     grad_clip: float | None = field(0.3, gt=0)
+    joint_grad_clip: bool = False
     train_encoder: bool = False
 
 
@@ -125,7 +127,7 @@ def split_params(params: dict[str, Any], train_encoder: bool) -> tuple[dict, dic
 
 def _transform(config: PPOConfig) -> optax.GradientTransformation:
     """Gradient to a step of unit learning rate."""
-    clip = config.grad_clip
+    clip = None if config.joint_grad_clip else config.grad_clip
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.adam(1.0, config.beta1, config.beta2, config.eps),
@@ -224,6 +226,9 @@ def ppo_loss(
         "kl": mean(ratio - 1.0 - log_ratio),
         "clip_fraction": mean((jnp.abs(ratio - 1.0) > config.clip).astype(jnp.float32)),
     }
+    if config.value_clip is not None:
+        moved = jnp.abs(values - batch.values) > config.value_clip
+        parts["value_clip_fraction"] = mean(moved.astype(jnp.float32))
     if config.dual_clip is not None:
         dual = (batch.advantages < 0) & (ratio > config.dual_clip)
         parts["dual_clip_fraction"] = mean(dual.astype(jnp.float32))
@@ -298,6 +303,9 @@ def update(
             "policy_grad_norm": optax.global_norm(gradients[0]),
             "value_grad_norm": optax.global_norm(gradients[1]),
         }
+        if config.joint_grad_clip and config.grad_clip is not None:
+            both = optax.clip_by_global_norm(config.grad_clip)
+            gradients, _ = both.update(gradients, both.init(gradients))
         move, policy_moments = transform.update(gradients[0], optimiser.policy)
         value_move, value_moments = transform.update(gradients[1], optimiser.value)
 

@@ -14,7 +14,7 @@ says that the reward is the privileged oracle; the learner never receives it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +22,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lrm_jax.parallel.mesh import ROW_AXES
+from lrm_jax.parallel.rows import shards
 from lrm_jax.policies.networks import Policy, Variables
-from lrm_jax.rl import ppo
+from lrm_jax.rl import ppo, stopping
 from lrm_jax.rl.gae import gae
 from lrm_jax.rl.rollout import Environment, RenderFn, Rollout, rollout
 from lrm_jax.run.config import field
@@ -49,6 +52,9 @@ class RefineConfig:
         standard deviation: it would blow up for a constant reward, which is a control that must
         be runnable.
       privileged_reward: pass the simulator's facts to the reward function (the oracle arm only).
+      track_clone: log the KL from the cloned policy in each iteration (one more forward pass of
+        the actor).
+      stop: when to stop early [never].
       ppo: the update.
     """
 
@@ -58,7 +64,14 @@ class RefineConfig:
     critic_warmup: int = field(0, ge=0)
     normalise_rewards: bool = True
     privileged_reward: bool = False
+    track_clone: bool = True
+    stop: stopping.StopConfig = field(default_factory=stopping.StopConfig)
     ppo: ppo.PPOConfig = field(default_factory=ppo.PPOConfig)
+
+    @property
+    def needs_clone(self) -> bool:
+        """Whether the cloned policy is kept beside the refined one."""
+        return self.track_clone or self.ppo.kl_base > 0 or self.stop.kl_clone is not None
 
 
 @flax.struct.dataclass
@@ -88,7 +101,8 @@ class RewardScale:
 class RefineState:
     """All that the loop goes on from; a plain pytree of arrays, to be saved after any iteration.
 
-    base: actor and encoder parameters of the cloned policy if the KL penalty is on, else None.
+    base: actor and encoder parameters of the cloned policy if the KL from it is asked for, else
+      None.
     rng: root key, constant; iteration i folds i into it. iteration int32 []: iterations done.
     """
 
@@ -103,7 +117,7 @@ class RefineState:
 def init_state(variables: Variables, config: RefineConfig, rng: jax.Array) -> RefineState:
     """The state before the first iteration, from a cloned policy."""
     params = variables["params"]
-    base = {k: params[k] for k in ("encoder", "actor")} if config.ppo.kl_base > 0 else None
+    base = {k: params[k] for k in ("encoder", "actor")} if config.needs_clone else None
     optimiser = ppo.init_optimiser(params, config.ppo)
     return RefineState(variables, base, optimiser, RewardScale.create(), rng, jnp.int32(0))
 
@@ -152,11 +166,15 @@ def learn(
     )  # fmt: skip
     base_log_std = None
     if state.base is not None:
-        base_mean, base_log_std = _base_distribution(policy, config, state, played)
-        batch = batch.replace(base_mean=flat(base_mean))
-        if played.chain is not None:  # its noise differs between decisions
-            batch = batch.replace(base_log_std=flat(base_log_std))
-            base_log_std = None
+        acting, cloned = _acting_and_cloned(policy, config, state, played)
+        away = jnp.where(usable, acting.kl(cloned), 0.0).sum() / jnp.maximum(usable.sum(), 1)
+        metrics["kl_clone"] = away
+        if c.kl_base > 0:
+            batch = batch.replace(base_mean=flat(cloned.mean))
+            if played.chain is None:
+                base_log_std = cloned.log_std
+            else:  # a flow's noise differs between decisions
+                batch = batch.replace(base_log_std=flat(cloned.log_std))
     variables, optimiser, parts = ppo.update(
         policy, c, state.variables, state.optimiser, batch,
         jax.random.fold_in(jax.random.fold_in(state.rng, state.iteration), 2),
@@ -181,8 +199,9 @@ def refine(
     *,
     state: RefineState | None = None,
     on_iteration: Callable[[RefineState, dict[str, float]], None] | None = None,
+    history: Sequence[Mapping[str, float]] = (),
 ) -> RefineState:
-    """Runs the loop to `config.iterations`.
+    """Runs the loop to `config.iterations`, or until `config.stop` says that it is enough.
 
     Args:
       variables: the cloned policy; not used if `state` is given.
@@ -193,7 +212,10 @@ def refine(
       on_iteration: called after each iteration with the state and its metrics: iteration,
         reward_mean/std, return_mean, explained_variance, the parts of ppo.update, invalid_scores,
         bad_envs, env_steps, success_any, success_end (privileged, for the log alone),
-        seconds_rollout/score/learn, and reward/NAME for each diagnostic.
+        seconds_rollout/score/learn, and reward/NAME for each diagnostic; "proxy_oracle_rank", how
+        an iteration's episodes rank by reward and by the simulator's progress (Spearman; privileged
+        as well, NaN where one of them is constant).
+      history: the metrics of the iterations that `state` has behind it, for `config.stop`.
 
     Raises:
       UserError: sizes that do not fit; rewards of the wrong shape.
@@ -206,8 +228,16 @@ def refine(
             f"{config.num_envs} environments x {length} chunks do not divide into "
             f"{config.ppo.minibatches} minibatches"
         )
+    if config.num_envs % shards(ROW_AXES):
+        raise UserError(
+            f"{config.num_envs} environments do not divide into the {shards(ROW_AXES)} parts that "
+            "the mesh cuts rows into"
+        )
     state = init_state(variables, config, rng) if state is None else state
+    rows = list(history)
     for i in range(int(state.iteration), config.iterations):
+        if stopping.reason(config.stop, rows) is not None:
+            break
         started = time.perf_counter()
         played = rollout(
             env, render_fn, policy, state.variables, jax.random.fold_in(state.rng, i),
@@ -236,6 +266,9 @@ def refine(
         }
         metrics |= {f"reward/{name}": value for name, value in diagnostics.items()}
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        earned = np.where(played.mask & valid, rewards, 0.0).sum(0)
+        gained = np.asarray(facts.progress[-1] - facts.progress[0])
+        metrics["proxy_oracle_rank"] = stopping.rank_correlation(earned, gained)
         learned = time.perf_counter()
         metrics |= {
             "iteration": i + 1,
@@ -246,6 +279,7 @@ def refine(
         }
         _check(metrics)
         state = new
+        rows.append(metrics)
         if on_iteration is not None:
             on_iteration(state, metrics)
     return state
@@ -266,6 +300,9 @@ def _describe(rewards, returns, advantages, played, usable) -> dict[str, jax.Arr
         "reward_std": jnp.sqrt(variance(rewards)),
         "episode_reward": jnp.sum(jnp.where(usable, rewards, 0.0)) / rewards.shape[1],
         "return_mean": mean(returns),
+        "value_mean": mean(returns - advantages),
+        # What the critic misses on average: R - V = A before A is normalised.
+        "value_bias": mean(advantages),
         "advantage_std": jnp.sqrt(variance(advantages)),
         # 1 - Var(R - V) / Var(R): 1 is a perfect critic, 0 one that knows only the mean.
         "explained_variance": 1.0 - variance(advantages) / jnp.maximum(variance(returns), 1e-8),
@@ -275,23 +312,27 @@ def _describe(rewards, returns, advantages, played, usable) -> dict[str, jax.Arr
     }
 
 
-def _base_distribution(policy, config, state, played) -> tuple[jax.Array, jax.Array]:
-    """Means [T,N,C,A] and log std [A] of the cloned policy on the rollout's observations; with a
-    flow head along the rollout's chains, [T,N,K,C,A] and [T,N,K,A]."""
+def _acting_and_cloned(policy, config, state, played) -> tuple[Any, Any]:
+    """The distributions of the acting and of the cloned policy on the rollout's observations, both
+    over chunks [T,N,C,A] with one log std [A]; with a flow head along the rollout's denoise chains,
+    means [T,N,K,C,A] and log std [T,N,K,A]."""
     steps = played.actions.shape[0]
-    variables = {**state.variables, "params": {**state.variables["params"], **state.base}}
+    cloned = {**state.variables, "params": {**state.variables["params"], **state.base}}
 
     def one(inputs):
         frames, features, proprio, chain = inputs
+        acting = policy.apply(state.variables, features, proprio, chain, method="act")
         if config.ppo.train_encoder:  # the rollout's features are of the encoder as it is now
-            features = policy.apply(variables, frames, played.task_ids, method="encode")
-        chosen = policy.apply(variables, features, proprio, chain, method="act")
-        return chosen.mean, chosen.log_std
+            features = policy.apply(cloned, frames, played.task_ids, method="encode")
+        return acting, policy.apply(cloned, features, proprio, chain, method="act")
 
     frames = played.frames[:steps] if config.ppo.train_encoder else None
     inputs = (frames, played.features[:steps], played.proprio[:steps], played.chain)
-    means, log_std = jax.lax.map(one, inputs)
-    return means, log_std[0] if played.chain is None else log_std
+    pair = jax.lax.map(one, inputs)
+    if played.chain is not None:
+        return pair
+    # The Gaussian head's standard deviation does not depend on what is seen.
+    return tuple(d.replace(log_std=d.log_std[0]) for d in pair)
 
 
 def _check(metrics: Mapping[str, float]) -> None:

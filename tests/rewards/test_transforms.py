@@ -120,3 +120,32 @@ def test_the_bonus_is_paid_once_an_episode():
     assert paid[:, 0].tolist() == [2, 0, 0, 0, 0]
     paid = transforms.completion_bonus(done[1:], ~yes(done[1:]), 2.0)
     assert not paid.any()
+
+
+@given(
+    hnp.arrays(np.float32, (10, 2), elements=st.floats(0, 1, width=32)),
+    st.integers(1, 8),
+    st.floats(0.5, 1.0),
+)
+def test_shaping_of_a_rollout_cut_by_truncation_is_that_of_the_whole(phi, cut, gamma):
+    """A rollout that stops in mid-episode and the one that goes on share the state between them."""
+    valid = np.ones(phi.shape, bool)
+    whole, _ = transforms.delta(phi, valid, gamma)
+    before, _ = transforms.delta(phi[: cut + 1], valid[: cut + 1], gamma)
+    after, _ = transforms.delta(phi[cut:], valid[cut:], gamma)
+    np.testing.assert_array_equal(np.concatenate([before, after]), whole)
+
+
+@given(
+    hnp.arrays(np.float32, (13, 2), elements=st.floats(0, 1, width=32)),
+    st.sampled_from([2, 3, 4]),
+    st.floats(0.5, 1.0),
+)
+def test_shaping_of_chunks_is_the_discounted_sum_of_their_steps(phi, chunk, gamma):
+    """With gamma a step, a chunk of C steps from s to s' earns gamma^C Phi(s') - Phi(s)."""
+    steps, _ = transforms.delta(phi, np.ones(phi.shape, bool), gamma)
+    ends = phi[::chunk]
+    chunks, _ = transforms.delta(ends, np.ones(ends.shape, bool), gamma**chunk)
+    weights = gamma ** np.arange(chunk)[None, :, None]
+    summed = (np.asarray(steps).reshape(-1, chunk, 2) * weights).sum(1)
+    np.testing.assert_allclose(chunks, summed, atol=2e-6)

@@ -11,6 +11,7 @@ from lrm_jax.policies.vocabulary import Vocabulary
 from lrm_jax.rl.ppo import PPOConfig
 from lrm_jax.rl.refine import RefineConfig, RewardScale, init_state, learn, refine
 from lrm_jax.rl.rollout import rollout, rollout_from
+from lrm_jax.rl.stopping import StopConfig
 from lrm_jax.run.errors import UserError
 
 NETWORK = PolicyConfig(
@@ -67,16 +68,42 @@ def test_metrics(whole):
         "reward_mean", "reward_std", "return_mean", "value_loss", "kl", "clip_fraction", "entropy",
         "explained_variance", "success_any", "success_end", "invalid_scores", "bad_envs",
         "env_steps", "seconds_rollout", "seconds_score", "seconds_learn", "reward/red", "kl_base",
+        "kl_clone", "value_mean", "value_bias", "value_clip_fraction", "proxy_oracle_rank",
     }  # fmt: skip
     assert expected <= set(last)
     assert last["env_steps"] == 3 * 8 * 20 and last["invalid_scores"] == 0
     assert not equal(log[0][0].variables["params"]["actor"], final.variables["params"]["actor"])
 
 
+def test_the_clone_is_left_step_by_step(whole):
+    _, log, _ = whole
+    away = [m["kl_clone"] for _, m in log]
+    # The first iteration acts as the clone does; two forward passes differ in rounding alone.
+    assert abs(away[0]) < 1e-6 and 1e-7 < away[1] < away[2]
+
+
 def test_nothing_recompiles_between_iterations(whole):
     _, _, (rollouts, learns) = whole
     assert rollout_from._cache_size() == rollouts + 1
     assert learn._cache_size() == learns + 1
+
+
+def test_a_run_stops_where_its_rule_says_and_stays_stopped(policy, whole):
+    _, log, _ = whole
+    limit = (log[0][1]["kl_clone"] + log[1][1]["kl_clone"]) / 2
+    config = dataclasses.replace(CONFIG, stop=StopConfig(kl_clone=limit))
+    seen = []
+
+    def run(state=None, history=()):
+        return refine(
+            ENV, draw, *policy, brightness, config, RNG, state=state, history=history,
+            on_iteration=lambda *x: seen.append(x),
+        )  # fmt: skip
+
+    stopped = run()
+    assert int(stopped.iteration) == 2 and equal(stopped, log[1][0])
+    again = run(stopped, [m for _, m in seen])
+    assert len(seen) == 2 and equal(again, stopped)
 
 
 @pytest.mark.parametrize("after", [1, 2])
