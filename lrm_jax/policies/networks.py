@@ -6,6 +6,7 @@
     waypoints: [coordinates, sentence] -> where the tool has to go, in the workspace
     features = [coordinates, presence, sentence, waypoints]
     actor:  [features, proprioception, waypoints - tool] -> MLP -> chunk mean [steps, actions]
+            (head "gaussian"), or an action expert that carries noise to a chunk (head "flow")
     critic: [stop_gradient(features), proprioception, elapsed time] -> MLP -> value
 
 Space to depth keeps every pixel at a quarter of the resolution per side, and the softmax's expected
@@ -22,7 +23,6 @@ index), so a policy's tree is all that a jitted function needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -31,90 +31,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.policies.config import PolicyConfig, raw_std
 from lrm_jax.policies.convolution import conv3x3
 from lrm_jax.policies.distribution import ChunkNormal
+from lrm_jax.policies.expert import Expert
+from lrm_jax.policies.flow import ChainNormal
 from lrm_jax.policies.vocabulary import Vocabulary
 from lrm_jax.run.errors import UserError
 
 Variables = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Sizes of the policy network and the range of its exploration noise.
-
-    Attributes:
-      chunk: control steps that one decision covers (5 in the paper).
-      action_size: numbers per control step.
-      image_size: pixels per side; a multiple of `patch`.
-      patch: pixels per side folded into channels before the first layer.
-      channels: width of the convolutions.
-      blocks: FiLM residual blocks.
-      keypoints: spatial-softmax points.
-      word_size: token embedding width.
-      sentence_size: width of the sentence embedding.
-      queries: attention-pooling queries over the tokens; different ones can read the object's and
-        the place's words.
-      hidden: width of the two layers of the actor and of the critic.
-      waypoints: points that the encoder predicts from the image and hands to the actor relative to
-        where the tool is; cloning teaches them in hindsight (see demonstrations.py). 0 is none.
-        The first three numbers of proprioception are the tool's position.
-      min_std, max_std: open range of each dimension's standard deviation, in action units.
-      init_std: standard deviation before cloning sets it.
-      rho: correlation of the noise along the chunk; explored: indices of the action dimensions that
-        get noise, None for all (see distribution.py).
-    """
-
-    chunk: int = 5
-    action_size: int = 7
-    image_size: int = 64
-    patch: int = 4
-    channels: int = 32
-    blocks: int = 2
-    keypoints: int = 32
-    word_size: int = 32
-    sentence_size: int = 64
-    queries: int = 4
-    hidden: int = 256
-    waypoints: int = 2
-    min_std: float = 0.02
-    max_std: float = 0.5
-    init_std: float = 0.15
-    rho: float = 0.7
-    explored: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        if self.image_size % self.patch:
-            raise UserError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
-        if not 0 < self.min_std < self.init_std < self.max_std:
-            raise UserError("policy stds need 0 < min_std < init_std < max_std")
-        if not 0 <= self.rho < 1:
-            raise UserError(f"rho must be in [0, 1), got {self.rho}")
-        chosen = () if self.explored is None else self.explored
-        if self.explored == () or not set(chosen) <= set(range(self.action_size)):
-            raise UserError(
-                f"explored must name some of the {self.action_size} action dimensions, got {chosen}"
-            )
-
-
 @flax.struct.dataclass
 class PolicyOutput:
-    """distribution over [B,C,A] chunks, value float32 [B], features float32 [B,F]."""
+    """distribution over [B,C,A] chunks, value float32 [B], features float32 [B,F].
 
-    distribution: ChunkNormal
+    distribution is None with the flow head, whose decisions have to be drawn (`denoise`).
+    """
+
+    distribution: ChunkNormal | None
     value: jax.Array
     features: jax.Array
-
-
-def raw_std(std: jax.Array, config: PolicyConfig) -> jax.Array:
-    """The parameter whose squashed value is `std` [A]; std is first moved inside the open range.
-
-    log std = log min + (log max - log min) sigmoid(raw): unlike a clip, it passes a gradient
-    everywhere, so a dimension at the edge can come back.
-    """
-    low, high = np.log(config.min_std), np.log(config.max_std)
-    share = jnp.clip((jnp.log(std) - low) / (high - low), 1e-3, 1.0 - 1e-3)
-    return jnp.log(share) - jnp.log1p(-share)
 
 
 class SentenceEncoder(nn.Module):
@@ -244,7 +181,7 @@ class Policy(nn.Module):
     def setup(self):
         c = self.config
         self.encoder = Encoder(c, self.vocabulary_size)
-        self.actor = Actor(c)
+        self.actor = Actor(c) if c.head == "gaussian" else Expert(c)
         self.critic = Trunk(c.hidden, 1)
         self.mean = self.variable("norm", "mean", jnp.zeros, (self.proprio_size,))
         self.std = self.variable("norm", "std", jnp.ones, (self.proprio_size,))
@@ -259,8 +196,7 @@ class Policy(nn.Module):
         # Clipped: a joint outside the demonstrated range must not swamp the other inputs.
         return jnp.clip((proprio - self.mean.value) / self.std.value, -5.0, 5.0)
 
-    def act(self, features, proprio) -> ChunkNormal:
-        """features [B,F], proprio float32 [B,P] -> distribution over chunks [B,C,A]."""
+    def _seen(self, features, proprio):
         c = self.config
         normal = self._normal(proprio)
         inputs = [features, normal]
@@ -268,9 +204,54 @@ class Policy(nn.Module):
             # What the hand has to do depends on where things are from the hand.
             away = self.predicted_waypoints(features) - normal[:, None, :3]
             inputs.append(away.reshape(away.shape[0], -1))
-        mean, raw = self.actor(jnp.concatenate(inputs, -1))
-        low, high = np.log(c.min_std), np.log(c.max_std)
-        return ChunkNormal(mean, low + (high - low) * nn.sigmoid(raw), c.rho, c.explored)
+        return jnp.concatenate(inputs, -1)
+
+    def _log_std(self, raw):
+        low, high = np.log(self.config.min_std), np.log(self.config.max_std)
+        return low + (high - low) * nn.sigmoid(raw)
+
+    def act(self, features, proprio, chain=None) -> ChunkNormal | ChainNormal:
+        """features [B,F], proprio float32 [B,P] -> distribution over chunks [B,C,A].
+
+        With the flow head: over the denoise chain of a decision, along the `chain` [B,K+1,C,A] that
+        it took.
+        """
+        c = self.config
+        seen = self._seen(features, proprio)
+        if c.head == "gaussian":
+            mean, raw = self.actor(seen)
+            return ChunkNormal(mean, self._log_std(raw), c.rho, c.explored)
+        before = chain[:, :-1]
+        steps = before.shape[1]
+        velocity, raw = self.actor(seen, before, jnp.arange(steps) / steps)
+        return self._chain(before + velocity / steps, self._log_std(raw))
+
+    def _chain(self, mean, log_std) -> ChainNormal:
+        c = self.config
+        return ChainNormal(mean, log_std, c.rho, c.explored, c.flow.logprob == "mean")
+
+    def denoise(self, features, proprio, start, rng, deterministic):
+        """Decisions of the flow head: the chain float32 [B,K+1,C,A] from `start` [B,C,A], whose
+        last element is the action, and its ChainNormal. deterministic bool []: without noise on the
+        steps, the plain Euler solution."""
+        c = self.config
+        seen = self._seen(features, proprio)
+        chain, means, stds = [start], [], []
+        for k in range(c.flow.steps):
+            time = jnp.full((1,), k / c.flow.steps)
+            velocity, raw = self.actor(seen, chain[-1][:, None], time)
+            mean = chain[-1] + velocity[:, 0] / c.flow.steps
+            step = ChunkNormal(mean, self._log_std(raw[:, 0]), c.rho, c.explored)
+            drawn = step.sample(jax.random.fold_in(rng, k))
+            chain.append(jnp.where(deterministic, mean, drawn))
+            means.append(mean)
+            stds.append(step.log_std)
+        return jnp.stack(chain, 1), self._chain(jnp.stack(means, 1), jnp.stack(stds, 1))
+
+    def velocity(self, features, proprio, chunks, times):
+        """features [B,F], proprio [B,P], noisy chunks [B,K,C,A], times [B,K] -> [B,K,C,A]; flow
+        head only."""
+        return self.actor.velocity(self._seen(features, proprio), chunks, times)
 
     def predicted_waypoints(self, features):
         """features [B,F] -> float32 [B,waypoints,3], in normalised units of the tool's position."""
@@ -289,7 +270,12 @@ class Policy(nn.Module):
     def __call__(self, frames, proprio, task_ids, elapsed) -> PolicyOutput:
         features = self.encode(frames, task_ids)
         value = self.value(features, proprio, elapsed)
-        return PolicyOutput(self.act(features, proprio), value, features)
+        if self.config.head == "gaussian":
+            return PolicyOutput(self.act(features, proprio), value, features)
+        if self.is_mutable_collection("params"):  # being made: `act` has all parameters
+            c = self.config
+            self.act(features, proprio, jnp.zeros((1, c.flow.steps + 1, c.chunk, c.action_size)))
+        return PolicyOutput(None, value, features)
 
 
 def with_tasks(variables: Variables, vocabulary: Vocabulary, sentences: Sequence[str]) -> Variables:

@@ -88,7 +88,8 @@ class Batch:
     frames uint8 [B,H,W,3] and task_ids int32 [B] if the encoder learns, else features float32
     [B,F]; the others None. proprio [B,P]; elapsed [B]; actions [B,C,A]; log_probs, values,
     advantages, returns float32 [B]; mask bool [B]; base_mean [B,C,A]: the cloned policy's
-    mean for the KL penalty, else None.
+    mean for the KL penalty, else None. chain [B,K+1,C,A]: the denoise chains of a flow head, whose
+    log-probabilities log_probs are then; base_mean is [B,K,C,A] with it, and base_log_std [B,K,A].
     """
 
     frames: jax.Array | None
@@ -103,6 +104,8 @@ class Batch:
     returns: jax.Array
     mask: jax.Array
     base_mean: jax.Array | None = None
+    base_log_std: jax.Array | None = None
+    chain: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -186,6 +189,7 @@ def ppo_loss(
 
     Args:
       base_log_std: [A], with batch.base_mean the cloned policy's distribution; needed if kl_base.
+        None where it differs between decisions (flow head): then the batch holds it.
       policy_weight: 0 leaves only the value loss (critic warm-up).
 
     Parts: policy_loss, value_loss, entropy, kl (the non-negative estimate E[(rho - 1) - log rho] of
@@ -201,13 +205,14 @@ def ppo_loss(
     features = batch.features
     if config.train_encoder:
         features = policy.apply(variables, batch.frames, batch.task_ids, method="encode")
-    chosen = policy.apply(variables, features, batch.proprio, method="act")
+    chosen = policy.apply(variables, features, batch.proprio, batch.chain, method="act")
     values = policy.apply(variables, features, batch.proprio, batch.elapsed, method="value")
 
     def mean(x):
         return jnp.sum(jnp.where(batch.mask, x, 0.0)) / jnp.maximum(batch.mask.sum(), 1)
 
-    log_ratio = chosen.log_prob(batch.actions) - batch.log_probs
+    drawn = batch.actions if batch.chain is None else batch.chain
+    log_ratio = chosen.log_prob(drawn) - batch.log_probs
     log_ratio = jnp.where(batch.mask, log_ratio, 0.0)
     policy_loss = mean(surrogate(log_ratio, batch.advantages, config.clip, config.dual_clip))
     value = mean(value_loss(values, batch.values, batch.returns, config.value_clip, config.huber))
@@ -228,7 +233,8 @@ def ppo_loss(
         dual = (batch.advantages < 0) & (ratio > config.dual_clip)
         parts["dual_clip_fraction"] = mean(dual.astype(jnp.float32))
     if config.kl_base > 0:
-        base = chosen.replace(mean=batch.base_mean, log_std=base_log_std)
+        log_std = base_log_std if batch.base_log_std is None else batch.base_log_std
+        base = chosen.replace(mean=batch.base_mean, log_std=log_std)
         parts["kl_base"] = mean(chosen.kl(base))
         objective = objective + config.kl_base * parts["kl_base"]
     return policy_weight * objective + config.value_weight * value, parts

@@ -162,6 +162,7 @@ def learn(
         proprio=flat(played.proprio), elapsed=flat(elapsed), actions=flat(played.actions),
         log_probs=flat(played.log_probs), values=flat(played.values),
         advantages=flat(advantages), returns=flat(returns), mask=flat(usable),
+        chain=None if played.chain is None else flat(played.chain),
     )  # fmt: skip
     base_log_std = None
     if state.base is not None:
@@ -169,8 +170,11 @@ def learn(
         away = jnp.where(usable, acting.kl(cloned), 0.0).sum() / jnp.maximum(usable.sum(), 1)
         metrics["kl_clone"] = away
         if c.kl_base > 0:
-            base_log_std = cloned.log_std
             batch = batch.replace(base_mean=flat(cloned.mean))
+            if played.chain is None:
+                base_log_std = cloned.log_std
+            else:  # a flow's noise differs between decisions
+                batch = batch.replace(base_log_std=flat(cloned.log_std))
     variables, optimiser, parts = ppo.update(
         policy, c, state.variables, state.optimiser, batch,
         jax.random.fold_in(jax.random.fold_in(state.rng, state.iteration), 2),
@@ -310,20 +314,24 @@ def _describe(rewards, returns, advantages, played, usable) -> dict[str, jax.Arr
 
 def _acting_and_cloned(policy, config, state, played) -> tuple[Any, Any]:
     """The distributions of the acting and of the cloned policy on the rollout's observations, both
-    over chunks [T,N,C,A] with one log std [A]."""
+    over chunks [T,N,C,A] with one log std [A]; with a flow head along the rollout's denoise chains,
+    means [T,N,K,C,A] and log std [T,N,K,A]."""
     steps = played.actions.shape[0]
     cloned = {**state.variables, "params": {**state.variables["params"], **state.base}}
 
     def one(inputs):
-        frames, features, proprio = inputs
-        acting = policy.apply(state.variables, features, proprio, method="act")
+        frames, features, proprio, chain = inputs
+        acting = policy.apply(state.variables, features, proprio, chain, method="act")
         if config.ppo.train_encoder:  # the rollout's features are of the encoder as it is now
             features = policy.apply(cloned, frames, played.task_ids, method="encode")
-        return acting, policy.apply(cloned, features, proprio, method="act")
+        return acting, policy.apply(cloned, features, proprio, chain, method="act")
 
     frames = played.frames[:steps] if config.ppo.train_encoder else None
-    pair = jax.lax.map(one, (frames, played.features[:steps], played.proprio[:steps]))
-    # The standard deviation does not depend on what is seen.
+    inputs = (frames, played.features[:steps], played.proprio[:steps], played.chain)
+    pair = jax.lax.map(one, inputs)
+    if played.chain is not None:
+        return pair
+    # The Gaussian head's standard deviation does not depend on what is seen.
     return tuple(d.replace(log_std=d.log_std[0]) for d in pair)
 
 

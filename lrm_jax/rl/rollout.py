@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from lrm_jax.parallel import rows
 from lrm_jax.parallel.mesh import ROW_AXES
+from lrm_jax.policies.decisions import decide as choose
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.run.errors import UserError
 
@@ -64,11 +65,13 @@ class Rollout:
     features float32 [T+1,N,F]: the encoder's output for those frames, under the acting policy.
     proprio float32 [T+1,N,P]; task_ids int32 [N]; elapsed float32 [T+1]: share passed.
     actions float32 [T,N,C,A]: as sampled, not clipped; means: of their distributions; log_std [A].
-    log_probs float32 [T,N] of whole chunks; values float32 [T+1,N].
+      With the flow head both are those of the last denoise step, log_std [N,A] of decision 0.
+    log_probs float32 [T,N] of whole chunks, or of their denoise chains; values float32 [T+1,N].
     mask bool [T,N]: the decision counts: its environment was alive before it and healthy after it.
     terminated, truncated bool [T,N]: the episode ended in chunk t, by itself or by its time limit.
     bad bool [N]: physics became non-finite in the episode (state kept from the last healthy chunk).
     step_frames uint8 [T,C,N,H,W,3]: the frame after every control step, if asked for, else None.
+    chain float32 [T,N,K+1,C,A]: the denoise chain of each decision, flow head only, else None.
     """
 
     frames: jax.Array | None
@@ -87,6 +90,7 @@ class Rollout:
     bad: jax.Array
     privileged: Privileged
     step_frames: jax.Array | None = None
+    chain: jax.Array | None = None
 
 
 def reset_keys(rng: jax.Array, num_envs: int) -> jax.Array:
@@ -123,7 +127,8 @@ def rollout_from(
     Args:
       variables: the policy's {params, norm, tasks}.
       keys: [N] reset keys. rng: key of the exploration noise.
-      deterministic: act with the mean. Not static: one program serves refinement and evaluation.
+      deterministic: act with the mean, or without noise on the denoise steps (flow head). Not
+        static: one program serves refinement and evaluation.
       store_frames: keep frames at decisions; record_steps: also render after every control step.
 
     Raises:
@@ -185,9 +190,8 @@ def rollout_from(
             variables, frames, proprio, task_ids, jnp.broadcast_to(elapsed[t], (num_envs,))
         )
         noise = jax.random.fold_in(rng, t)
-        chosen = output.distribution
-        actions = jnp.where(deterministic, chosen.mode(), chosen.sample(noise))
-        log_probs = chosen.log_prob(actions)
+        chosen = choose(policy, variables, output, proprio, noise, deterministic, keys, t)
+        actions = chosen.actions
 
         alive = ~(ended | bad)
         # The physics only ever sees finite actions, so one broken environment stays one.
@@ -208,7 +212,8 @@ def rollout_from(
             "values": output.value,
             "actions": actions,
             "means": chosen.mean,
-            "log_probs": log_probs,
+            "log_probs": chosen.log_probs,
+            "chain": chosen.chain,
             "mask": keep,
             "terminated": steps["terminated"].any(0) & keep,
             "truncated": (steps["truncated"].any(0) & keep) | last,
@@ -245,6 +250,7 @@ def rollout_from(
             success=success,
         ),
         step_frames=records["step_frames"][:num_chunks] if record_steps else None,
+        chain=None if records["chain"] is None else records["chain"][:num_chunks],
         **decisions,
     )
 
