@@ -47,7 +47,7 @@ def scenes(combos: str) -> np.ndarray:
 
 def mjcf(timestep: float) -> str:
     """The scene: table, arm, two cubes on free joints, two plates as mocap bodies, one camera."""
-    cubes = "".join(block(f"cube{i}", (CUBE_HALF,) * 3) for i in range(2))
+    cubes = "".join(block(f"cube{i}", (CUBE_HALF,) * 3, 0.1 * i) for i in range(2))
     # Plates are flat mats: drawn, but without contacts (2 mm is below the contact softness).
     plates = "".join(
         f"""

@@ -57,11 +57,14 @@ def world(name: str, timestep: float, bodies: str, contacts: list[tuple[str, str
 </mujoco>"""
 
 
-def block(name: str, half: tuple[float, float, float], mass: float = 0.1) -> str:
-    """MJCF of a box on a free joint; body, joint and geom have the same name."""
+def block(name: str, half: tuple[float, float, float], y: float = 0.0, mass: float = 0.1) -> str:
+    """MJCF of a box on a free joint; body, joint and geom have the same name.
+
+    y: its place before reset, which decides `stat.extent` and so the renderer's clip planes.
+    """
     size = " ".join(str(v) for v in half)
     return f"""
-    <body name="{name}" pos="0.5 0 {half[2]}">
+    <body name="{name}" pos="0.5 {y} {half[2]}">
       <freejoint name="{name}"/>
       <geom name="{name}" type="box" size="{size}" mass="{mass}" {HIDDEN}/>
     </body>"""
@@ -72,9 +75,10 @@ class TabletopConfig(variations.VariationConfig):
     """Settings of a task: scenes to draw from, horizon, time steps, and what varies.
 
     combos: ``train``, ``held_out`` or ``all`` combinations of colours. episode_length: control
-    steps, the task's own horizon if None. timestep: seconds of a physics step; substeps: of them in a control step. cube_yaw:
-    largest turn at reset [rad]. wordings: ``plain``, or the templates ``train``, ``held_out`` or
-    ``all``. impl: ``jax``, ``warp`` or ``auto`` (see `envs.implementation`).
+    steps, the task's own horizon if None. timestep: seconds of a physics step; substeps: of them
+    in a control step. cube_yaw: largest turn at reset [rad]. wordings: ``plain``, or the templates
+    ``train``, ``held_out`` or ``all``. impl: ``jax``, ``warp`` or ``auto`` (see
+    `envs.implementation`).
     """
 
     combos: str = "held_out"
