@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from lrm_jax.envs.base import State
@@ -47,7 +48,8 @@ class Program(NamedTuple):
 
     goals float32 [P,3]: where the tool's target is to go [m]. reached bool [P]: the phase is over.
     gripper float32 [P]: +1 open, -1 closed. way float32 [P]: usual length of the phase's way [m].
-    grasped bool []: the thing to be carried is held.
+    grasped bool []: the thing to be carried is held. step float32 [P], if given: how far the
+    target goes in a control step at most, along each axis [m].
     """
 
     goals: jax.Array
@@ -55,6 +57,7 @@ class Program(NamedTuple):
     gripper: jax.Array
     way: jax.Array
     grasped: jax.Array
+    step: jax.Array | None = None
 
 
 @struct.dataclass
@@ -173,6 +176,42 @@ def pick_and_place(
     return Program(goals, reached, gripper, way, grasped)
 
 
+class Stage(NamedTuple):
+    """One phase of a program of waypoints.
+
+    goal float32 [3] in metres, or None to stay. gripper: +1 open, -1 closed. flat, height: how near
+    the tool has to come [m]. hold: control steps that it stays at least. way: usual length [m].
+    step: how far the target goes in a control step at most [m].
+    """
+
+    goal: jax.Array | None
+    gripper: float
+    flat: float = 0.012
+    height: float = 0.02
+    hold: int = 0
+    way: float = 0.1
+    step: float = 1.0
+
+
+def waypoints(
+    target: jax.Array, tcp: jax.Array, plan: Plan, stages: list[Stage], grasped: jax.Array
+) -> Program:
+    """A program of stages, one after the other; the last one never ends.
+
+    target, tcp float32 [3]: commanded and actual position of the tool.
+    """
+    goals = jnp.stack([target if s.goal is None else s.goal for s in stages])
+    flat = jnp.linalg.norm(tcp[:2] - goals[:, :2], axis=-1)
+    height = jnp.abs(tcp[2] - goals[:, 2])
+    there = (flat < jnp.array([s.flat for s in stages])) & (
+        height < jnp.array([s.height for s in stages])
+    )
+    there |= np.array([s.goal is None for s in stages])
+    reached = there & (plan.in_phase >= np.array([s.hold for s in stages]))
+    gripper, way, step = jnp.array([(s.gripper, s.way, s.step) for s in stages], jnp.float32).T
+    return Program(goals, reached.at[-1].set(False), gripper, way, grasped, step)
+
+
 def act(env, state: State, plan: Plan, config: DemonstratorConfig) -> tuple[jax.Array, Plan]:
     """The demonstrator's action float32 [7] in [-1, 1] for this state, and its updated plan."""
     spans = env.spans
@@ -195,6 +234,8 @@ def act(env, state: State, plan: Plan, config: DemonstratorConfig) -> tuple[jax.
     pause_left = jnp.where(plan.pause_left > 0, plan.pause_left - 1, jnp.where(starts, length, 0))
     still = (pause_left > 0) | stalls
     tremor = 0.7 * plan.tremor + plan.noise * jax.random.normal(k_noise, (3,))
+    if program.step is not None:
+        error = jnp.clip(error, -program.step[plan.phase], program.step[plan.phase])
     move = error / env.controller.max_translation
     move = move * jnp.minimum(1.0, plan.speed / (jnp.max(jnp.abs(move)) + 1e-6))
     move = jnp.where(still, 0.0, move) + tremor * jnp.where(still, 0.3, 1.0)
