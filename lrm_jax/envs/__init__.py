@@ -1,10 +1,23 @@
 """Simulated manipulation tasks in MJX: ``make(name)``, ``names()``."""
 
 from lrm_jax.envs.base import Env, State
+from lrm_jax.envs.lift_peg import LiftPeg
+from lrm_jax.envs.open_drawer import OpenDrawer
+from lrm_jax.envs.place_in_bowl import PlaceInBowl
+from lrm_jax.envs.press_buttons import PressButtons
+from lrm_jax.envs.push_to_region import PushToRegion
+from lrm_jax.envs.put_in_drawer import PutInDrawerAndClose
 from lrm_jax.envs.put_on_plate import PutOnPlate
+from lrm_jax.envs.stack_cubes import StackCubes
 from lrm_jax.run.errors import UserError
 
-_TASKS = {"PutOnPlate": PutOnPlate}
+_TASKS = {
+    task.__name__: task
+    for task in (
+        PutOnPlate, StackCubes, PushToRegion, PlaceInBowl, OpenDrawer, PressButtons, LiftPeg,
+        PutInDrawerAndClose,
+    )
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:

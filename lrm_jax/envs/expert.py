@@ -1,20 +1,63 @@
-"""A scripted demonstrator for PutOnPlate: right, wrong and half-way episodes with human flaws."""
+"""The scripted demonstrator: right, wrong and half-way episodes with human flaws, for every task.
+
+A task gives a *program* (`Tabletop.program`): where the tool is to be in each phase, computed anew
+from the state in every step, and when a phase is over. What a demonstrator intends (its mode) and
+how it moves (speed, tremor, pauses, errors of aim) is the same for all tasks.
+"""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from lrm_jax.envs.base import State
 
 # What the demonstrator sets out to do. Only SUCCESS and RETRY aim at the sentence's goal.
+# WRONG_CUBE handles another thing than the named one, WRONG_PLATE takes it to another goal.
 SUCCESS, WRONG_CUBE, WRONG_PLATE, DROP, MISS, STALL, NEAR_MISS, RETRY = range(8)
 MODES = (
     "success", "wrong_cube", "wrong_plate", "drop", "miss", "stall", "near_miss", "retry",
 )  # fmt: skip
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 _HOLD = {CLOSE: 4, OPEN: 3}  # control steps the gripper is given
+
+
+class Spans(NamedTuple):
+    """Where in a program flaws strike; points are phase + fraction of its way.
+
+    lift: the phase at whose end a RETRY sees that nothing was caught. open: where a DROP goes on
+    from. drop, stall: (first, last) points at which DROP and STALL give up.
+    """
+
+    lift: int
+    open: int
+    drop: tuple[float, float]
+    stall: tuple[float, float]
+
+
+PICK_AND_PLACE = Spans(
+    LIFT, OPEN, (LIFT + 0.6, CARRY + 0.8), (APPROACH + 0.3, LOWER + 0.5)
+)
+
+
+class Program(NamedTuple):
+    """P phases in one state.
+
+    goals float32 [P,3]: where the tool's target is to go [m]. reached bool [P]: the phase is over.
+    gripper float32 [P]: +1 open, -1 closed. way float32 [P]: usual length of the phase's way [m].
+    grasped bool []: the thing to be carried is held. step float32 [P], if given: how far the
+    target goes in a control step at most, along each axis [m].
+    """
+
+    goals: jax.Array
+    reached: jax.Array
+    gripper: jax.Array
+    way: jax.Array
+    grasped: jax.Array
+    step: jax.Array | None = None
 
 
 @struct.dataclass
@@ -30,7 +73,7 @@ class Plan:
     pause_rate: jax.Array  # chance a step of starting a pause
     pause_left: jax.Array  # int32, control steps still to stand still
     aim: jax.Array  # float32 [2], error of the grasp point [m]
-    place: jax.Array  # float32 [2], offset of the release point from the plate's centre [m]
+    place: jax.Array  # float32 [2], offset of the release point from the goal's centre [m]
     fail_at: jax.Array  # where DROP and STALL give up: phase + fraction of its way
     rng: jax.Array
 
@@ -49,7 +92,9 @@ class DemonstratorConfig:
     release: float = 0.032  # height of the tool centre when letting go [m]
 
 
-def begin(rng: jax.Array, mode: jax.Array, config: DemonstratorConfig) -> Plan:
+def begin(
+    rng: jax.Array, mode: jax.Array, config: DemonstratorConfig, spans: Spans = PICK_AND_PLACE
+) -> Plan:
     """Draw a demonstrator's flaws for one episode from a PRNG key; ``mode`` int32 []."""
     keys = jax.random.split(rng, 9)
 
@@ -62,9 +107,7 @@ def begin(rng: jax.Array, mode: jax.Array, config: DemonstratorConfig) -> Plan:
     place = _disc(keys[5], 0.0, 0.02)
     place = jnp.where(mode == NEAR_MISS, _disc(keys[6], 0.085, 0.12), place)
     fail_at = jnp.where(
-        mode == DROP,
-        uniform(keys[7], (LIFT + 0.6, CARRY + 0.8)),
-        uniform(keys[7], (APPROACH + 0.3, LOWER + 0.5)),
+        mode == DROP, uniform(keys[7], spans.drop), uniform(keys[7], spans.stall)
     )
     zero = jnp.zeros((), jnp.int32)
     return Plan(
@@ -83,57 +126,107 @@ def _disc(key: jax.Array, low: float, high: float) -> jax.Array:
     return radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
-def act(env, state: State, plan: Plan, config: DemonstratorConfig) -> tuple[jax.Array, Plan]:
-    """The demonstrator's action float32 [7] in [-1, 1] for this state, and its updated plan."""
-    facts = env.facts(state)
-    named = state.info["named"]
-    target = state.info["target"].position
-    cube_index = jnp.where(plan.mode == WRONG_CUBE, 1 - named[0], named[0])
-    plate_index = jnp.where(plan.mode == WRONG_PLATE, 1 - named[1], named[1])
-    cube = facts["cubes"][cube_index]
-    plate = state.data.mocap_pos[plate_index]
-    tcp = facts["tcp"]
+def pick_and_place(
+    target: jax.Array,
+    tcp: jax.Array,
+    plan: Plan,
+    *,
+    grasp_at: jax.Array,
+    place_at: jax.Array,
+    grasped: jax.Array,
+    grasp: float,
+    release: float,
+    hover: float,
+) -> Program:
+    """Eight phases: over the thing, down, close, up, over the goal, down, open, away.
 
-    over_cube = cube[:2] + plan.aim
-    over_plate = plate[:2] + plan.place
+    target, tcp float32 [3]: commanded and actual position of the tool. grasp_at, place_at [2]: the
+    thing's and the goal's place, with the demonstrator's errors. Heights in metres.
+    """
     stay = target[:2]
-    waypoints = jnp.stack(
+    goals = jnp.stack(
         [
-            jnp.append(over_cube, config.hover),
-            jnp.append(over_cube, config.grasp),
+            jnp.append(grasp_at, hover),
+            jnp.append(grasp_at, grasp),
             target,
-            jnp.append(stay, config.hover),
-            jnp.append(over_plate, config.hover),
-            jnp.append(over_plate, config.release),
+            jnp.append(stay, hover),
+            jnp.append(place_at, hover),
+            jnp.append(place_at, release),
             target,
-            jnp.append(stay, 0.16),
+            jnp.append(stay, hover + 0.05),
         ]
     )
-    goal = waypoints[plan.phase]
-    error = goal - target
-    flat = jnp.linalg.norm(tcp[:2] - goal[:2])
-    height = jnp.abs(tcp[2] - goal[2])
+    flat = jnp.linalg.norm(tcp[:2] - goals[:, :2], axis=-1)
+    height = jnp.abs(tcp[2] - goals[:, 2])
     reached = jnp.stack(
         [
-            (flat < 0.012) & (height < 0.04),
-            height < 0.008,
+            (flat[APPROACH] < 0.012) & (height[APPROACH] < 0.04),
+            height[DESCEND] < 0.008,
             plan.in_phase >= _HOLD[CLOSE],
-            height < 0.025,
-            flat < 0.015,
-            height < 0.010,
+            height[LIFT] < 0.025,
+            flat[CARRY] < 0.015,
+            height[LOWER] < 0.010,
             plan.in_phase >= _HOLD[OPEN],
             jnp.asarray(False),
         ]
-    )[plan.phase]
+    )
+    gripper = jnp.array([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
+    # How far along a phase one is, is judged by what is left of its usual way.
+    way = jnp.array([0.15, 0.09, 1.0, 0.09, 0.20, 0.08, 1.0, 1.0])
+    return Program(goals, reached, gripper, way, grasped)
 
-    # Giving up half-way. How far along the phase is judged by what is left of its way.
-    way = jnp.array([0.15, 0.09, 1.0, 0.09, 0.20, 0.08, 1.0, 1.0])[plan.phase]
+
+class Stage(NamedTuple):
+    """One phase of a program of waypoints.
+
+    goal float32 [3] in metres, or None to stay. gripper: +1 open, -1 closed. flat, height: how near
+    the tool has to come [m]. hold: control steps that it stays at least. way: usual length [m].
+    step: how far the target goes in a control step at most [m].
+    """
+
+    goal: jax.Array | None
+    gripper: float
+    flat: float = 0.012
+    height: float = 0.02
+    hold: int = 0
+    way: float = 0.1
+    step: float = 1.0
+
+
+def waypoints(
+    target: jax.Array, tcp: jax.Array, plan: Plan, stages: list[Stage], grasped: jax.Array
+) -> Program:
+    """A program of stages, one after the other; the last one never ends.
+
+    target, tcp float32 [3]: commanded and actual position of the tool.
+    """
+    goals = jnp.stack([target if s.goal is None else s.goal for s in stages])
+    flat = jnp.linalg.norm(tcp[:2] - goals[:, :2], axis=-1)
+    height = jnp.abs(tcp[2] - goals[:, 2])
+    there = (flat < jnp.array([s.flat for s in stages])) & (
+        height < jnp.array([s.height for s in stages])
+    )
+    there |= np.array([s.goal is None for s in stages])
+    reached = there & (plan.in_phase >= np.array([s.hold for s in stages]))
+    gripper, way, step = jnp.array([(s.gripper, s.way, s.step) for s in stages], jnp.float32).T
+    return Program(goals, reached.at[-1].set(False), gripper, way, grasped, step)
+
+
+def act(env, state: State, plan: Plan, config: DemonstratorConfig) -> tuple[jax.Array, Plan]:
+    """The demonstrator's action float32 [7] in [-1, 1] for this state, and its updated plan."""
+    spans = env.spans
+    program = env.program(state, plan, config)
+    error = program.goals[plan.phase] - state.info["target"].position
+    reached = program.reached[plan.phase]
+
+    # Giving up half-way.
+    way = program.way[plan.phase]
     done_part = plan.phase + jnp.clip(1.0 - jnp.linalg.norm(error) / way, 0.0, 1.0)
     gives_up = done_part >= plan.fail_at
-    drops = (plan.mode == DROP) & gives_up & (plan.phase < OPEN)
+    drops = (plan.mode == DROP) & gives_up & (plan.phase < spans.open)
     stalls = (plan.mode == STALL) & gives_up
     # A retry sees after lifting that nothing was caught, and goes back with a better aim.
-    again = (plan.mode == RETRY) & (plan.phase == LIFT) & reached & ~(facts["grasped"] > 0)
+    again = (plan.mode == RETRY) & (plan.phase == spans.lift) & reached & ~program.grasped
 
     k_pause, k_len, k_noise, rng = jax.random.split(plan.rng, 4)
     starts = jax.random.uniform(k_pause) < plan.pause_rate
@@ -141,14 +234,16 @@ def act(env, state: State, plan: Plan, config: DemonstratorConfig) -> tuple[jax.
     pause_left = jnp.where(plan.pause_left > 0, plan.pause_left - 1, jnp.where(starts, length, 0))
     still = (pause_left > 0) | stalls
     tremor = 0.7 * plan.tremor + plan.noise * jax.random.normal(k_noise, (3,))
+    if program.step is not None:
+        error = jnp.clip(error, -program.step[plan.phase], program.step[plan.phase])
     move = error / env.controller.max_translation
     move = move * jnp.minimum(1.0, plan.speed / (jnp.max(jnp.abs(move)) + 1e-6))
     move = jnp.where(still, 0.0, move) + tremor * jnp.where(still, 0.3, 1.0)
-    gripper = jnp.where((plan.phase >= CLOSE) & (plan.phase < OPEN), -1.0, 1.0)
+    gripper = program.gripper[plan.phase]
     action = jnp.concatenate([jnp.clip(move, -1, 1), jnp.zeros(3), gripper[None]])
 
     advance = reached & (pause_left == 0) & ~stalls
-    phase = jnp.where(drops, OPEN, jnp.where(again, APPROACH, plan.phase + advance))
+    phase = jnp.where(drops, spans.open, jnp.where(again, APPROACH, plan.phase + advance))
     changed = phase != plan.phase
     plan = plan.replace(
         phase=phase.astype(jnp.int32),
