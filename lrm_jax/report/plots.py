@@ -139,6 +139,8 @@ def proxy_and_oracle(
             _line(axes, x, mean, colour)
             axes.set_ylabel(label, color=colour, fontweight="bold")
         rows[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        if x.size > 1:  # the whole run, even where it ends early
+            rows[1].set_xlim(x[0] - 0.2, x[-1] + 0.2)
         rows[0].set_title(title)
         rows[1].set_xlabel("PPO iteration")
         rows[1].xaxis.set_major_locator(MaxNLocator(integer=True))
