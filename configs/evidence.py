@@ -1,7 +1,8 @@
 """Whether refinement by a reward model helps: tasks x reward arms x seeds x paired episodes.
 
     python -m lrm_jax.train --config=configs/evidence.py            # everything, one report
-    python -m lrm_jax.train --config=configs/evidence.py:pilot      # two seeds, 256 episodes
+    python -m lrm_jax.train --config=configs/evidence.py:core   # ours, paper, oracle, controls
+    python -m lrm_jax.train --config=configs/evidence.py:pilot      # all, two seeds, 256 episodes
     python -m lrm_jax.train --config=configs/evidence.py:seeds      # vlm alone, seeds 0 to 4
     python -m lrm_jax.train --config=configs/evidence.py:controls   # seed 0: controls and oracle
 
@@ -18,9 +19,9 @@ OTHERS = ("constant", "time_ramp", "oracle", "oracle_sparse")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The whole table, "pilot", "small", or the older "seeds" and "controls"."""
-    if arg not in ("", "pilot", "small", "seeds", "controls"):
-        raise ValueError(f"argument {arg!r}: choose pilot, small, seeds or controls")
+    """The whole table, "core", "pilot", "small", or the older "seeds" and "controls"."""
+    if arg not in ("", "core", "pilot", "small", "seeds", "controls"):
+        raise ValueError(f"argument {arg!r}: choose core, pilot, small, seeds or controls")
     small = arg == "small"
     config = sibling(__file__, "quickstart").get_config("small" if small else "")
     if arg in ("seeds", "controls"):
@@ -36,11 +37,11 @@ def get_config(arg: str = "") -> ConfigDict:
     arms = {"vlm": {"reward": {"arm": "vlm", **OURS}}}
     arms |= {name: {"reward": {"arm": name, **OURS}} for name in MODEL_CONTROLS}
     arms |= {name: {"reward": {"arm": name}} for name in OTHERS}
-    episodes = {"": 1024, "pilot": 256, "small": 8}[arg]
+    episodes = {"": 1024, "core": 1024, "pilot": 256, "small": 8}[arg]
     if not small:
-        # One head, asked as often; and the paper's mode: its transform and its PPO, with as many
+        # One head at a time; and the paper's mode: its transform and its PPO, with as many
         # environments as the others so that all have the same number of control steps.
-        for head in ("progress", "completion", "contrastive", "tri"):
+        for head in () if arg == "core" else ("progress", "completion", "contrastive", "tri"):
             arms[head] = {"reward": {"arm": "vlm", **OURS, "signal": head}}
         paper = sibling(__file__, "refine_paper").get_config("")
         refine = paper.refine
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "job": "evidence",
             "tasks": tasks,
             "arms": arms,
-            "seeds": {"": (0, 1, 2, 3, 4), "pilot": (0, 1), "small": (0, 1)}[arg],
+            "seeds": (0, 1) if arg in ("pilot", "small") else (0, 1, 2, 3, 4),
             "oracle": "oracle",
             # All arms judge the same frames. Signals of several heads ask more about each: the
             # report's budget table says how much.

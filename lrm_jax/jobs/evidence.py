@@ -137,11 +137,12 @@ class TaskFolder:
 @dataclasses.dataclass
 class Cells:
     """What is known so far: outcomes bool [episodes] and a row of figures by (task, arm, seed),
-    iterations by the same."""
+    iterations by the same; told: a task's sentence ids [episodes] and its sentences."""
 
     outcomes: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     iterations: dict[tuple[str, str, int], list[dict]] = dataclasses.field(default_factory=dict)
+    told: dict[str, tuple[np.ndarray, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 
     def tables(self, job: EvidenceJob) -> dict[str, dict[str, np.ndarray]]:
         """task -> arm -> bool [seeds, episodes], for `evidence.summarise`."""
@@ -166,6 +167,7 @@ def play(job: EvidenceJob, workdir: Workdir, model: RewardModel | None) -> Cells
                 folder, f"evaluation_base_{seed}", job.evaluation, world, variables, base
             )
             cells.outcomes[task, evidence.BASE, seed] = before["success_end"]
+            cells.told[task] = before["task_ids"], world.env.instructions
             for arm, own in job.arms.items():
                 cell = job.cell(task, arm)
                 kind = own.reward.arm
@@ -199,13 +201,17 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
                "demonstrations": job.demonstrations.seed},
     )  # fmt: skip
     cells = play(job, workdir, model)
+    tables = cells.tables(job)
     found = evidence.summarise(
-        cells.tables(job), job.oracle or None, effect=job.effect, power=job.power
+        tables, job.oracle or None, effect=job.effect, power=job.power
     )
     summary = {
         "tasks": list(job.tasks), "seeds": list(job.seeds),
         "episodes": job.evaluation.episodes, "oracle": job.oracle or None,
         **found,
+        "sentences": {
+            task: evidence.by_sentence(tables[task], *told) for task, told in cells.told.items()
+        },
         "bars": evidence.bars(found, job.claims, job.controls),
         "cells": cells.rows,
     }  # fmt: skip

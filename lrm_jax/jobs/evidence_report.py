@@ -78,6 +78,25 @@ def aggregates(summary: Mapping[str, Any]) -> blocks.Table:
     return {"columns": columns, "rows": rows, "note": note}
 
 
+def sentences(job: EvidenceJob, summary: Mapping[str, Any]) -> blocks.Table:
+    """Each sentence of a task, for all arms but the controls."""
+    rows = [
+        [
+            task, sentence, spoken(arm), row["episodes"], blocks.percent(row["base"]),
+            blocks.percent(row["success"]), interval(row["gain"], row["gain_interval"]),
+            blocks.p_value(row["mcnemar_p"]),
+        ]
+        for task, by_arm in summary["sentences"].items()
+        for arm, by_sentence in by_arm.items()
+        if arm not in job.controls
+        for sentence, row in by_sentence.items()
+    ]  # fmt: skip
+    columns = [
+        "task", "sentence", "reward", "episodes", "base", "refined", "gain, points", "McNemar",
+    ]  # fmt: skip
+    return {"columns": columns, "rows": rows, "note": "Episodes of one seed; intervals as above."}
+
+
 def seeds(summary: Mapping[str, Any]) -> blocks.Table:
     """Every cell."""
     rows = [
@@ -219,6 +238,7 @@ def tables(job: EvidenceJob, summary: Mapping[str, Any]) -> dict[str, blocks.Tab
     if summary["bars"]:
         found["Bars"] = bars(summary)
     return found | {
+        "Sentences": sentences(job, summary),
         "Budget": budget(job, summary), "Power": powers(job, summary), "Cells": seeds(summary),
     }  # fmt: skip
 

@@ -82,9 +82,12 @@ def test_cells_are_stages_and_a_new_arm_costs_its_own_cells(toy, tmp_path):
     assert {c["env_steps"] for c in cells} == {2 * 8 * 20}
     assert all(c["privileged"] == (c["arm"] == "oracle") for c in second["cells"])
     table = (tmp_path / "table.md").read_text()
-    for heading in ("Gain over the clone", "Over all tasks", "Bars", "Budget", "Power", "Cells"):
+    for heading in ("Gain over the clone", "Over all tasks", "Bars", "Sentences", "Budget", "Power",
+                    "Cells"):  # fmt: skip
         assert f"## {heading}" in table
     assert "time ramp" in table
+    rows = second["sentences"]["left"]["oracle"]
+    assert set(rows) == set(SENTENCES) and sum(r["episodes"] for r in rows.values()) == 12
     report = (tmp_path / "report.html").read_text()
     assert all(f"Success while refining: {task}" in report for task in ("left", "right"))
     assert json.loads((tmp_path / "summary.json").read_text())["bars"] == second["bars"]
@@ -161,13 +164,14 @@ def test_curves_go_on_where_runs_stopped_early():
     assert evidence_report.curves(job, found)[1]["apart"][-1] == -1.0
 
 
-@pytest.mark.parametrize("arg", ["", "pilot", "small"])
+@pytest.mark.parametrize("arg", ["", "core", "pilot", "small"])
 def test_the_recipe_is_a_valid_job(arg):
     raw = config.sibling(str(CONFIGS), "evidence").get_config(arg)
     job = config.build(evidence.EvidenceJob, raw)
     assert set(job.controls) == {"wrong_sentence", "shuffled", "untrained", "constant", "time_ramp"}
-    assert arg == "small" or (len(job.claims) == 6 and "paper" in job.claims)
-    if arg == "":
+    assert len(job.claims) == {"": 6, "core": 2, "pilot": 6, "small": 1}[arg]
+    assert ("paper" in job.claims) == (arg != "small")
+    if arg in ("", "core"):
         assert len(job.seeds) >= 5 and job.evaluation.episodes >= 1000
 
 
