@@ -177,7 +177,7 @@ def bars(summary: Mapping[str, Any]) -> blocks.Table:
 
 
 def curves(job: EvidenceJob, iterations: Iterations) -> list[dict]:
-    """Success while refining, a figure a task; then reward and success of each claim's arm."""
+    """For each task success while refining, and reward and success of each claim's arm."""
     figures = []
     for task in job.tasks:
         longest = max(len(r) for (t, _, _), r in iterations.items() if t == task)
@@ -189,13 +189,18 @@ def curves(job: EvidenceJob, iterations: Iterations) -> list[dict]:
             }
             for arm in job.arms
         }
-        figures.append({
-            "kind": "learning_curves", "title": f"Success while refining: {task}",
-            "caption": "Share of an iteration's rollouts that end in success, mean over seeds. The "
-            "simulator knows it; neither reward nor learner does, except in the oracles' arms.",
-            "x": x,
-            "arms": {spoken(a): {"mean": _mean(r[stopping.ORACLE])} for a, r in runs.items()},
-        })  # fmt: skip
+        controls = [*job.claims[:1], *job.controls]
+        for kind, shown in (("models and oracles", _others(job)), ("controls", controls)):
+            if not shown:
+                continue
+            figures.append({
+                "kind": "learning_curves", "title": f"Success while refining: {task}, {kind}",
+                "caption": "Share of an iteration's rollouts that end in success, mean over seeds. "
+                "The simulator knows it; neither reward nor learner does, except in the oracles' "
+                "arms.",
+                "x": x,
+                "arms": {spoken(a): {"mean": _mean(runs[a][stopping.ORACLE])} for a in shown},
+            })  # fmt: skip
         for arm in job.claims:
             shared = [
                 {
@@ -214,6 +219,10 @@ def curves(job: EvidenceJob, iterations: Iterations) -> list[dict]:
                 "apart": stopping.divergence(shared, window),
             })  # fmt: skip
     return figures
+
+
+def _others(job: EvidenceJob) -> list[str]:
+    return [arm for arm in job.order if arm not in job.controls]
 
 
 def _padded(runs: Sequence[list[dict]], name: str, length: int) -> np.ndarray:

@@ -158,10 +158,11 @@ def test_curves_go_on_where_runs_stopped_early():
     down = [{**r, "success_end": 1 - r["success_end"]} for r in rows]
     found = {("PutOnPlate", "vlm", 0): rows, ("PutOnPlate", "vlm", 1): rows[:5]}
     figures = evidence_report.curves(job, found)
-    assert [f["kind"] for f in figures] == ["learning_curves", "proxy_and_oracle"]
-    assert np.isnan(figures[1]["proxy"][1, 5:]).all() and figures[1]["apart"][-1] == 1.0
+    kinds = ["learning_curves", "learning_curves", "proxy_and_oracle"]
+    assert [f["kind"] for f in figures] == kinds
+    assert np.isnan(figures[2]["proxy"][1, 5:]).all() and figures[2]["apart"][-1] == 1.0
     found = {("PutOnPlate", "vlm", s): down for s in (0, 1)}
-    assert evidence_report.curves(job, found)[1]["apart"][-1] == -1.0
+    assert evidence_report.curves(job, found)[2]["apart"][-1] == -1.0
 
 
 @pytest.mark.parametrize("arg", ["", "core", "pilot", "small"])
