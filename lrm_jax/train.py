@@ -10,7 +10,7 @@ from absl import flags
 from lrm_jax.jobs import door
 from lrm_jax.run import cli
 
-JOBS = ("quickstart", "collect", "reward", "adapters", "base_policy", "refine")
+JOBS = ("quickstart", "collect", "reward", "adapters", "base_policy", "refine", "evidence")
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(

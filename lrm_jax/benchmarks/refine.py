@@ -2,14 +2,19 @@
 same loop built the released way.
 
     python -m lrm_jax.benchmarks.refine --json=FILE
+    python -m lrm_jax.benchmarks.refine --json=FILE --environments=64,128,256,512
 
 Ours is `rl.refine` with an untrained policy (the work is the same). The released way does one thing
 after another: MuJoCo's C engine steps one environment, `mujoco.Renderer` draws the frames that are
 judged, and transformers generates an answer of `--new_tokens` for each frame and head, from the
 same lrm-nano. It is measured on a few episodes and answers, and scaled; its controller, policy and
 update are left out, in its favour.
+
+The second command measures the iteration and its memory against the number of environments, until
+one of them does not fit; each is a process of its own, so that its memory is its own.
 """
 
+import json
 import os
 import sys
 import time
@@ -25,7 +30,7 @@ import numpy as np
 from absl import flags
 
 import lrm_jax
-from lrm_jax.benchmarks import peers
+from lrm_jax.benchmarks import peers, scale
 from lrm_jax.jobs.arms import heads_asked, make_reward
 from lrm_jax.jobs.base_policy import World
 from lrm_jax.jobs.refine import RefineJob
@@ -45,6 +50,8 @@ _ITERATIONS = flags.DEFINE_integer("iterations", 4, "Measured iterations of each
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 8, "Tokens of a generated answer.", 1)
 _EPISODES = flags.DEFINE_integer("peer_episodes", 4, "Episodes of the peer's physics.", 1)
 _ANSWERS = flags.DEFINE_integer("peer_answers", 40, "Answers that the peer generates.", 2)
+_ENVIRONMENTS = flags.DEFINE_list("environments", None, "Measure scale at these numbers instead.")
+_ONE = flags.DEFINE_boolean("one_scale", False, "Internal: one number of environments, one line.")
 
 PARTS = ("rollout", "score", "learn")
 
@@ -70,6 +77,24 @@ def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
     found = {p: float(np.median([r[f"seconds_{p}"] for r in rows[1:]])) for p in PARTS}
     total = sum(found.values())
     return found | {"iteration": total, "share_of_scoring": found["score"] / total}
+
+
+def one_scale() -> None:
+    """Prints one line of JSON: the iteration at `--envs` environments, and the peak of memory."""
+    job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
+    world = World.make(job.env, job.policy)
+    model = load_reward_model("lrm-nano")
+    engine = model.engine(world.env.instructions, (job.env.size, job.env.size))
+    before = scale.peak_bytes()
+    found = measured(
+        job, world, make_reward(job.reward, job.refine.ppo.discount, engine, model.variables)
+    )
+    steps = job.refine.num_envs * world.env.episode_length
+    row = {
+        "environments": _ENVS.value, **found, "peak_bytes": scale.peak_bytes(),
+        "peak_bytes_before": before, "control_steps_per_second": steps / found["iteration"],
+    }  # fmt: skip
+    print(json.dumps(row))
 
 
 def physics_and_pixels(world: World, job: RefineJob, episodes: int) -> dict[str, float]:
@@ -141,6 +166,12 @@ def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
 def main(argv: list[str]) -> None:
     """Measures and writes the figures."""
     reject_arguments(argv)
+    if _ONE.value:
+        return one_scale()
+    if _ENVIRONMENTS.value is not None:
+        rows = scale.measure(scale.numbers_of(_ENVIRONMENTS.value), _ITERATIONS.value)
+        facts = {"benchmark": "refine_scale", "image": quickstart(4, 2).env.size}
+        return peers.write(_JSON.value, facts | {"rows": rows} | peers.device_facts())
     job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
     world = World.make(job.env, job.policy)
     model = load_reward_model("lrm-nano")

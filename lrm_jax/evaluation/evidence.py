@@ -88,6 +88,38 @@ def summarise(
     return _plain(found)
 
 
+def by_sentence(
+    tables: Mapping[str, np.ndarray],
+    task_ids: Sequence[int],
+    sentences: Sequence[str],
+    *,
+    reps: int = paired.REPS,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Gains of one task's arms on the episodes of each sentence: arm -> sentence -> row.
+
+    Args:
+      tables: arm -> booleans [seeds, episodes], with `BASE`. task_ids: [episodes], indices into
+        `sentences`.
+    Returns:
+      rows of episodes, base, success, gain, its interval and "mcnemar_p".
+    """
+    ids = np.asarray(task_ids)
+    found: dict[str, dict[str, dict[str, Any]]] = {arm: {} for arm in tables if arm != BASE}
+    for i in np.unique(ids):
+        own = {arm: np.asarray(table)[:, ids == i] for arm, table in tables.items()}
+        drawn = paired.crossed(own, reps=reps)
+        for arm, rows in found.items():
+            gain = float(own[arm].mean() - own[BASE].mean())
+            estimate = paired.difference(drawn[arm] - drawn[BASE], gain)
+            rows[sentences[int(i)]] = _plain({
+                "episodes": int((ids == i).sum()), "base": float(own[BASE].mean()),
+                "success": float(own[arm].mean()), "gain": gain,
+                "gain_interval": [estimate.low, estimate.high],
+                "mcnemar_p": paired.stratified_mcnemar(own[arm], own[BASE]).pvalue,
+            })  # fmt: skip
+    return found
+
+
 def _seed_gains(tables: Mapping[str, np.ndarray], arm: str) -> np.ndarray:
     return np.mean(tables[arm], axis=1) - np.mean(tables[BASE], axis=1)
 

@@ -55,6 +55,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         )
     checkpoint()
     verdict = compare(before, after)
+    used = spent(job, arm, rows)
     summary = {
         **verdict,
         "oracle_success": oracle.recorded(job, seed),
@@ -62,7 +63,9 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         "seed": seed,
         "iterations": len(rows),
         "env_steps": int(rows[-1]["env_steps"]),
-        "vlm_scores": spent(job, arm, rows)["judgements"],
+        "vlm_scores": used["judgements"],
+        "stopped": used["stopped"],
+        "privileged": used["privileged"],
         "invalid_scores": int(sum(r["invalid_scores"] for r in rows)),
     }
     with watch("report"):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -49,14 +49,18 @@ class RefineJob:
 
     arms: which rewards to refine with, each from the same cloned policy. seeds: a seed sets the
     demonstrations, the clone and the refinement alike; evaluation episodes are the same for all.
-    equal_budget: refuse arms whose models would be asked a different number of questions.
+    equal_budget: refuse arms that would take a different number of control steps or whose models
+    would be shown a different number of frames ("frames", the paper's notion: every arm judges the
+    same ones) or asked a different number of questions ("judgements": heads count); "" allows all.
+    mesh: devices that physics, pixels, the reward model and the learner share, such as "data=-1";
+    "" for one. "data=2" makes two devices of a CPU. Results differ by rounding.
     """
 
     job: str = "refine"
     arms: tuple[str, ...] = ("vlm",)
     seeds: tuple[int, ...] = (0,)
     mesh: str = ""
-    equal_budget: bool = False
+    equal_budget: Literal["", "frames", "judgements"] = ""
     env: EnvSettings = field(default_factory=EnvSettings)
     demonstrations: CollectSettings = field(default_factory=CollectSettings)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -74,8 +78,11 @@ class RefineJob:
         if not self.arms or not self.seeds or min(self.seeds) < 0:
             raise UserError("config.arms and config.seeds need at least one entry, seeds from 0 up")
         if self.equal_budget:
-            check_equal_budget({arm: self.with_arm(arm) for arm in self.arms})
-        length = self.env.make().episode_length
+            check_equal_budget({arm: self.with_arm(arm) for arm in self.arms}, self.equal_budget)
+        self.check_sizes(self.env.make().episode_length)
+
+    def check_sizes(self, length: int) -> None:
+        """UserError where decisions or images do not fit the task; `length` of its episodes."""
         if self.refine.num_chunks * self.policy.chunk != length:
             raise UserError(
                 f"config.refine.num_chunks ({self.refine.num_chunks}) x config.policy.chunk "
@@ -91,13 +98,21 @@ class RefineJob:
         """The job of one arm. UserError for a judge without a folder, and the like."""
         reward = dataclasses.replace(self.reward, arm=arm)
         reward.validate()
-        return dataclasses.replace(self, arms=(arm,), reward=reward, equal_budget=False)
+        return dataclasses.replace(self, arms=(arm,), reward=reward, equal_budget="")
 
     @property
     def judgements(self) -> int:
         """Questions that the first arm puts to its model in the whole refinement."""
         c, reward = self.refine, dataclasses.replace(self.reward, arm=self.arms[0])
         return c.iterations * judgements(reward, c.num_chunks, c.num_envs)
+
+    @property
+    def judged_frames(self) -> int:
+        """Frames that the first arm shows to its model in the whole refinement."""
+        c = self.refine
+        frames = 1 + c.num_chunks // self.reward.every
+        asks = self.arms[0] in (*MODEL_ARMS, *JUDGE_ARMS)
+        return c.iterations * c.num_envs * frames * asks
 
     @property
     def env_steps(self) -> int:
@@ -107,17 +122,19 @@ class RefineJob:
         )  # fmt: skip
 
 
-def check_equal_budget(jobs: dict[str, RefineJob]) -> None:
+def check_equal_budget(jobs: dict[str, RefineJob], unit: str) -> None:
     """UserError unless all arms take as many control steps, and those that ask a model ask it as
-    many questions."""
+    much, in frames or in judgements."""
+    spend = {name: job.judged_frames if unit == "frames" else job.judgements
+             for name, job in jobs.items()}  # fmt: skip
     steps = {name: job.env_steps for name, job in jobs.items()}
-    asked = {name: job.judgements for name, job in jobs.items() if job.judgements}
-    for what, found in (("control steps", steps), ("judgements", asked)):
+    asked = {name: count for name, count in spend.items() if count}
+    for what, found in (("control steps", steps), (unit, asked)):
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{name} {count:,}" for name, count in found.items())
             raise UserError(
-                f"arms differ in {what} ({listed}): change their settings, or set "
-                "config.equal_budget=False to compare them all the same"
+                f"arms differ in {what} ({listed}): change their settings, or allow it with "
+                "config.equal_budget=''"
             )
 
 

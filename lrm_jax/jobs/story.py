@@ -9,10 +9,12 @@ from lrm_jax.jobs.base_policy import World
 from lrm_jax.report import blocks, film_strip, overlay_video, write_report
 from lrm_jax.report.video import Clip
 from lrm_jax.rewards.model import RewardModel
+from lrm_jax.rl import stopping
 from lrm_jax.rl.evaluate import episode_keys, record
 from lrm_jax.run import atomic
 from lrm_jax.run.workdir import Workdir
 
+WINDOW = stopping.StopConfig().window
 FRAME_STEP = 2  # control steps from one judged frame of the film to the next
 
 
@@ -69,6 +71,17 @@ def write(
             "knows it; neither reward nor learner does.",
             "x": iterations,
             "arms": {summary["arm"]: {"mean": [r["success_end"] for r in rows]}},
+        },
+        {
+            "kind": "proxy_and_oracle",
+            "title": "Reward and success",
+            "caption": "Above, what an episode earned by the reward; below, success. Shaded: over "
+            f"the last {WINDOW} iterations the two moved against each other (rank correlation "
+            "below 0), as they do where a policy learns to please the reward instead of the task.",
+            "x": iterations,
+            "proxy": [[r[stopping.PROXY] for r in rows]],
+            "oracle": [[r[stopping.ORACLE] for r in rows]],
+            "apart": stopping.divergence(rows, WINDOW),
         },
         {
             "kind": "reward_components",

@@ -18,6 +18,7 @@ from lrm_jax.run import atomic
 
 FIGURES = {
     "learning_curves": plots.learning_curves,
+    "proxy_and_oracle": plots.proxy_and_oracle,
     "reward_components": plots.reward_components,
     "reliability": plots.reliability,
     "success_bars": plots.success_bars,

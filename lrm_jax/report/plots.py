@@ -100,6 +100,54 @@ def learning_curves(
         return png(figure)
 
 
+def proxy_and_oracle(
+    x: Sequence[float],
+    proxy: Sequence[Sequence[float]],
+    oracle: Sequence[Sequence[float]],
+    *,
+    apart: Sequence[float] | None = None,
+    title: str = "",
+    theme: str = "light",
+) -> bytes:
+    """What the learner is paid, above, and what the simulator says it is worth, below: where the
+    first rises and the second falls, the reward is being over-optimised.
+
+    Args:
+      x: [K] iterations. proxy, oracle: [S, K] of S runs, return by the learned reward and success
+        rate; NaN where a run had stopped. Thin lines are runs, the thick one is their mean.
+      apart: [K] rank correlation of the two over a window; iterations where it is negative are
+        shaded.
+    """
+    proxy, oracle = (np.asarray(v, np.float64) for v in (proxy, oracle))
+    x = np.asarray(x, np.float64)
+    if proxy.shape != oracle.shape or proxy.ndim != 2 or proxy.shape[1] != x.size:
+        raise ValueError(f"need [runs, {x.size}] twice, got {proxy.shape} and {oracle.shape}")
+    look = style.theme(theme)
+    with style.drawing(look):
+        figure = style.figure(7.2, 4.2)
+        rows = figure.subplots(2, 1, sharex=True)
+        named = (("reward", proxy, "blue"), ("success", oracle, "amber"))
+        for axes, (label, runs, hue) in zip(rows, named, strict=True):
+            colour = look.hues[hue]
+            if apart is not None:
+                _gaps(axes, x, np.where(np.asarray(apart) < 0, np.nan, 1.0), 1.0, look)
+            for run in runs if len(runs) > 1 else ():
+                axes.plot(x, run, color=colour, alpha=0.3, linewidth=0.8)
+            some = np.isfinite(runs).any(0)
+            mean = np.full(x.size, np.nan)
+            mean[some] = np.nanmean(runs[:, some], axis=0)
+            _line(axes, x, mean, colour)
+            axes.set_ylabel(label, color=colour, fontweight="bold")
+        rows[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        if x.size > 1:  # the whole run, even where it ends early
+            rows[1].set_xlim(x[0] - 0.2, x[-1] + 0.2)
+        rows[0].set_title(title)
+        rows[1].set_xlabel("PPO iteration")
+        rows[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.align_ylabels(rows)
+        return png(figure)
+
+
 def reward_components(
     scores: Mapping[str, Sequence[float]],
     *,
@@ -262,10 +310,12 @@ def _gaps(axes, time, values, scale, look) -> None:
     """Shades the frames that have no valid score."""
     bad = np.append(~np.isfinite(values), False).astype(int)
     edges = np.flatnonzero(np.diff(np.append(0, bad)))
+    origin = time[0] if len(time) else 0.0
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         axes.axvspan(
-            (start - 0.5) * scale, (stop - 0.5) * scale, color=look.grid, linewidth=0, zorder=0
-        )
+            origin + (start - 0.5) * scale, origin + (stop - 0.5) * scale, color=look.grid,
+            linewidth=0, zorder=0,
+        )  # fmt: skip
 
 
 def _end_labels(figure, axes, ends) -> None:

@@ -71,7 +71,7 @@ _ARMS = {
     "time ramp": "green",
     "ramp": "green",
 }
-_CONTROLS = ("constant", "time ramp", "ramp", "wrong sentence")
+_CONTROLS = ("constant", "time ramp", "ramp", "wrong sentence", "shuffled", "untrained")
 _CYCLE = ("blue", "vermillion", "green", "purple", "amber", "sky", "grey")
 
 

@@ -47,8 +47,11 @@ class StopConfig:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rho of two sequences [n]; NaN where one of them is constant or n < 2."""
+    """Spearman's rho of two sequences [n]; NaN where one of them is constant or has a number that
+    is not finite, or n < 2."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
     if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)

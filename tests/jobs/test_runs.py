@@ -237,6 +237,7 @@ def small_checkpoint(folder):
         (("--config=configs/quickstart.py:small", "--config.polic.chunk=5"), "polic"),
         (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),
         (("--config=configs/quickstart.py:small", "--config.reward.model=/no/such"), "/no/such"),
+        (("--config=configs/evidence.py:small", "--config.oracle=orakel"), "orakel"),
         (("--config=configs/missing.py",), "missing.py"),
     ],
 )

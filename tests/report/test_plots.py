@@ -57,6 +57,9 @@ def test_all_figures_draw_in_both_themes(theme):
              "constant": {"mean": [0.5, np.nan, 0.5, np.nan, np.nan]}},
             reference={"base": 0.4}, title="größer $x^$ 推", theme=theme,
         ),
+        plots.proxy_and_oracle(
+            x, runs, 1 - runs, apart=[np.nan, np.nan, 1.0, -0.5, -1.0], title="t", theme=theme
+        ),
         plots.reward_components(
             {h: rng.random(9) for h in ("progress", "completion", "contrastive", "tri")},
             seconds_per_frame=0.1, target=rng.random(9), events={"success": 7}, theme=theme,
@@ -146,3 +149,33 @@ def test_text_and_lines_stand_out_from_the_ground(look):
 def test_wrong_arguments_are_errors(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_iterations_where_reward_and_success_part_are_shaded():
+    x, up = np.arange(1, 11), np.linspace(0, 1, 10)[None]
+    apart = np.where(x > 6, -1.0, 1.0)
+    shade = style.LIGHT.grid
+
+    def wide(image):
+        """Columns that are shaded from top to bottom, not just crossed by a line of the grid."""
+        near = np.abs(image - np.array(ImageColor.getrgb(shade))).max(-1) <= 4
+        return near.mean(0) > 0.3
+
+    plain = pixels(plots.proxy_and_oracle(x, up, 1 - up, apart=np.ones(10)))
+    shaded = pixels(plots.proxy_and_oracle(x, up, 1 - up, apart=apart))
+    new = np.flatnonzero(wide(shaded) & ~wide(plain))
+    # Four of ten iterations, at the right end.
+    assert new.size > 0.2 * shaded.shape[1] and new.min() > 0.5 * shaded.shape[1]
+    assert not wide(plain)[300:-50].any()
+    with pytest.raises(ValueError, match="runs"):
+        plots.proxy_and_oracle(x, up, up[:, :5])
+
+
+def test_a_run_that_stopped_early_ends_early():
+    x, runs = np.arange(8), np.full((2, 8), 0.5)
+    runs[:, 4:] = np.nan
+    short = columns_of(pixels(plots.proxy_and_oracle(x, runs, runs)), style.LIGHT.hues["blue"])
+    full = columns_of(
+        pixels(plots.proxy_and_oracle(x, np.full((2, 8), 0.5), runs)), style.LIGHT.hues["blue"]
+    )
+    assert short.sum() < 0.6 * full.sum()

@@ -67,6 +67,21 @@ def test_the_bars(summary):
     assert not any(b["met"] for b in wrong)
 
 
+def test_sentences_are_parts_of_the_whole():
+    tables = world()["one"]
+    ids = np.arange(500) % 3
+    found = evidence.by_sentence(tables, ids, ("a", "b", "c"))
+    assert set(found) == {"vlm", "oracle", "constant"} and set(found["vlm"]) == {"a", "b", "c"}
+    rows = found["vlm"].values()
+    assert sum(r["episodes"] for r in rows) == 500
+    whole = tables["vlm"].mean() - tables["base"].mean()
+    weighted = sum(r["gain"] * r["episodes"] for r in rows) / 500
+    assert weighted == pytest.approx(whole)
+    own = stats.mcnemar(tables["vlm"][:, ids == 1].ravel(), tables["base"][:, ids == 1].ravel())
+    assert found["vlm"]["b"]["mcnemar_p"] == own.pvalue
+    assert all(r["gain_interval"][0] < r["gain"] < r["gain_interval"][1] for r in rows)
+
+
 def test_power_is_that_of_the_paired_test(summary):
     row = summary["power"]["vlm"]
     outcomes = world()
