@@ -16,8 +16,9 @@ from lrm_jax.benchmarks import peers
 from lrm_jax.labels import sentences_of
 from lrm_jax.lora.transform import factors_of
 from lrm_jax.qwen3_vl import names, patchify, read_adapter
-from lrm_jax.reward_training import AdapterTraining, Optimiser
+from lrm_jax.reward_training import AdapterTraining, Optimiser, lessons
 from lrm_jax.reward_training import adapters as training
+from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.reward_training.step import TrainState
 from lrm_jax.reward_training.written import Writer, answer_of, total_loss
 from lrm_jax.rewards.heads import Head, by_name, default_heads, nano_heads
@@ -223,9 +224,9 @@ def one_program_a_head():
     """Compiling takes longest here: runs with the same settings share their step."""
     original, made = training.make_step, {}
 
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None):
-        key = (model, accumulate, dropout_seed)
-        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed))
+    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss):
+        key = (model, accumulate, dropout_seed, loss)
+        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed, loss))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "make_step", make_step)
@@ -248,7 +249,7 @@ def test_a_killed_run_ends_with_the_same_adapter(nano, world, tmp_path, monkeypa
     """Killed twice, between checkpoints; then saved, and read by the package and by PEFT."""
     head = by_name(nano.heads)["progress"]
     whole = training.train_adapter(SETTINGS, nano, head, *world, tmp_path / "whole")
-    draw, calls = training.Batches.__call__, []
+    draw, calls = lessons.Batches.__call__, []
 
     def killed(self, step):
         calls.append(step)
@@ -256,7 +257,7 @@ def test_a_killed_run_ends_with_the_same_adapter(nano, world, tmp_path, monkeypa
             raise KeyboardInterrupt
         return draw(self, step)
 
-    monkeypatch.setattr(training.Batches, "__call__", killed)
+    monkeypatch.setattr(lessons.Batches, "__call__", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             training.train_adapter(SETTINGS, nano, head, *world, tmp_path / "killed")
@@ -298,4 +299,4 @@ def test_a_head_without_labels(world):
     _, clips = world
     head = Head("tidiness", by_name(nano_heads())["completion"].prompt, ("no", "yes"), (0, 1))
     with pytest.raises(UserError, match="no labels of that name"):
-        training.examples_of(head, clips, sentences_of(clips), SETTINGS.examples, 0)
+        lessons.examples_of(head, clips, sentences_of(clips), SETTINGS.examples, 0)
