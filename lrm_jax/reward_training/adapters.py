@@ -2,8 +2,8 @@
 after the other or all in turn; or all weights of a small model.
 
 The paper's recipe (arXiv 2603.16065): one adapter a head, rank 64, alpha 128, on q, k, v and
-o, trained for one epoch. What is taught is a `Lesson` (`lessons`, `dpo`). Batches are drawn from (seed, epoch, step) alone, so that a run which was
-killed goes on to bit for bit the same adapter.
+o, trained for one epoch. What is taught is a `Lesson` (`lessons`, `dpo`). Batches are drawn from
+(seed, epoch, step) alone, so that a run which was killed goes on to bit for bit the same adapter.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ def answer_log_probabilities(
     features = model.apply(variables, VisionInputs(patches, grid), method="encode", rngs=rngs)
     features = features.by_row(count)
     own = jnp.broadcast_to(jnp.arange(images), (count, images))
-    reads = scoring.read_log_probabilities(model, variables, tables, features, rows.sentence, own, rngs=rngs)
+    reads = scoring.read_log_probabilities(
+        model, variables, tables, features, rows.sentence, own, rngs=rngs
+    )
     return scoring.answer_log_probabilities(reads, answers)
 
 
