@@ -9,7 +9,14 @@ learns from simulated episodes at 256 x 256 pixels, or from data sets on disk: o
     ... --config.data.source.path=FOLDER --config.data.source.fps=5
     ... --config.data.mixture=configs/data/lrm24.py --config.data.root=FOLDER
 
-"small" is a smoke test of the same stages for a small checkpoint.
+"small" is a smoke test of the same stages for a small checkpoint. Other objectives:
+`training.objective` (sft, expectation, dpo), an adapter with a vision tower of its own (the paper's
+progress head): `training.train_vision`, all heads in one run: `training.together`.
+
+    python -m lrm_jax.train --config=configs/reward_qwen3vl_8b.py:dpo --config.model=FOLDER \
+        --config.training.start=runs/reward_qwen3vl_8b/stages/adapter_{head}
+
+goes on with the contrastive adapter of that run, on hard pairs; "dpo,small" is its smoke test.
 """
 
 from ml_collections import ConfigDict
@@ -18,14 +25,18 @@ from lrm_jax.run.config import sibling
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The paper's setting; with "small" a few episodes and steps."""
-    small = arg == "small"
+    """The paper's setting; "dpo" to go on from it; with "small" a few episodes and steps."""
+    words = set(filter(None, arg.split(",")))
+    if unknown := words - {"dpo", "small"}:
+        raise ValueError(f"argument {sorted(unknown)[0]!r}: choose dpo, small, or dpo,small")
+    small = "small" in words
     nano = sibling(__file__, "reward_nano").get_config("small" if small else "")
     nano.env.size = nano.held_out.size = 64 if small else 256
-    return ConfigDict(
+    config = ConfigDict(
         {
             "job": "adapters",
             "model": "",
+            "heads": (),
             "dtype": "float32" if small else "bfloat16",
             "mesh": "",
             "env": nano.env,
@@ -43,6 +54,11 @@ def get_config(arg: str = "") -> ConfigDict:
             "held_out": nano.held_out,
             "evaluate": nano.evaluate,
             "training": {
+                "method": "lora",
+                "objective": "sft",
+                "train_vision": False,
+                "together": False,
+                "start": "",
                 "rank": 4 if small else 64,
                 "alpha": 8.0 if small else 128.0,
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -58,3 +74,11 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     )  # fmt: skip
+    if "dpo" in words:
+        # Frames up to 4 apart, whatever their progress differs by; the paper's beta is not known.
+        config.heads = ("contrastive",)
+        training = config.training
+        training.update({"objective": "dpo", "beta": 0.1, "label_smoothing": 0.0})
+        training.optimiser.learning_rate = 1e-3 if small else 2e-5
+        training.examples.update({"hard_share": 1.0, "hard_offset": 4, "hard_gap": 0.0})
+    return config

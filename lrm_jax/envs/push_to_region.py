@@ -15,7 +15,6 @@ from lrm_jax.envs.tabletop import (
     BETWEEN,
     FLAT,
     HIDDEN,
-    ON_TABLE,
     PADS,
     SOLID,
     Layout,

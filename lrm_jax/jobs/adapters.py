@@ -1,4 +1,5 @@
-"""The job `adapters`: LoRA adapters for a checkpoint's heads, and the open-loop table with them."""
+"""The job `adapters`: LoRA adapters for a checkpoint's heads, or all its weights, and the open-loop
+table with them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from lrm_jax.jobs.collect import collect_stage
 from lrm_jax.jobs.open_loop import identity, judge
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.labels import FrameStore, HeldOut, make_clips
+from lrm_jax.lora import files as lora_files
 from lrm_jax.reward_training import AdapterTraining
 from lrm_jax.reward_training.adapters import save_adapter, train_adapter
 from lrm_jax.reward_training.stream import DataSettings, load_episodes, store_episodes
@@ -24,8 +26,8 @@ from lrm_jax.run.workdir import Stage, Workdir
 class AdaptersJob:
     """Everything that `job="adapters"` depends on.
 
-    model: a folder with a Qwen3-VL checkpoint, or a reward model's name. heads: which to train, one
-    after the other; all if empty. dtype: of the frozen base. mesh: devices to train over, such as
+    model: a folder with a Qwen3-VL checkpoint, or a reward model's name. heads: which to train, all
+    if empty. dtype: of the frozen base. mesh: devices to train over, such as
     "fsdp=-1"; empty for one. env, collect: the training episodes. data: data sets on disk to train
     on instead, their frames resized to env.size. held_out, evaluate: the episodes of the open-loop
     table, whose sentences training must not contain.
@@ -69,7 +71,8 @@ def episodes_stage(
 
 
 def run(raw, workdir: Workdir) -> dict:
-    """Trains one adapter a head into ``stages/adapter_HEAD`` (PEFT folders), then judges them."""
+    """Trains one adapter a head into ``stages/adapter_HEAD`` (PEFT folders), or together into
+    ``stages/adapters/HEAD``, or all weights into ``stages/model``; then judges what it made."""
     job = config.build(AdaptersJob, raw)
     if not job.model:
         raise UserError("config.model: name a folder with a Qwen3-VL checkpoint")
@@ -79,7 +82,11 @@ def run(raw, workdir: Workdir) -> dict:
         if name not in by_name:
             raise UserError(f"config.heads: {name!r} is unknown; {did_you_mean(name, by_name)}")
     before, read = episodes_stage(workdir, job)
+    chosen = job.heads or tuple(by_name)
     settings = {"training": job.training, "model": identity(model), "dtype": job.dtype}
+    if job.training.start:
+        starts = {n: Path(job.training.start.replace("{head}", n)) for n in chosen}
+        settings["start"] = lora_files.facts(starts)
     made: list[tuple] = []  # store and clips, once they are needed
 
     def data():
@@ -91,21 +98,40 @@ def run(raw, workdir: Workdir) -> dict:
             )
         return made[0]
 
-    folders: dict[str, str] = {}
-    stages: list[Stage] = []
-    for name in job.heads or tuple(by_name):
-        stage = workdir.stage(f"adapter_{name}", settings | {"head": name}, after=[before])
+    def train(name: str, head, save, settings: dict):
+        """The stage `name`, whose folder `save` fills from what `head` (or several) learnt."""
+        stage = workdir.stage(name, settings, after=[before])
 
-        def compute(folder: Path, stage=stage, name=name) -> None:
+        def compute(folder: Path) -> None:
             store, clips = data()
-            adapter = train_adapter(
-                job.training, model, by_name[name], store, clips, stage.scratch,
-                metrics=workdir.path,
-            )  # fmt: skip
-            save_adapter(folder, adapter, job.training, model)
+            save(
+                folder,
+                train_adapter(
+                    job.training, model, head, store, clips, stage.scratch, metrics=workdir.path
+                ),
+            )
 
-        folders[name] = stage.run(compute, lambda folder: str(folder))
-        stages.append(stage)
-    return judge(
-        workdir, model.with_adapters(folders), job.held_out, job.evaluate, job.bars, stages
-    )
+        return stage, Path(stage.run(compute, lambda folder: str(folder)))
+
+    def save_one(folder: Path, adapter) -> None:
+        save_adapter(folder, adapter, job.training, model)
+
+    def save_each(folder: Path, adapters) -> None:
+        for name, adapter in adapters.items():
+            save_one(folder / name, adapter)
+
+    heads = [by_name[name] for name in chosen]
+    if job.training.method == "full":
+        stage, folder = train("model", heads, save_one, settings | {"heads": chosen})
+        judged, stages = load_reward_model(folder, dtype=job.dtype, mesh=job.mesh or None), [stage]
+    elif job.training.together:
+        stage, folder = train("adapters", heads, save_each, settings | {"heads": chosen})
+        judged, stages = model.with_adapters({n: folder / n for n in chosen}), [stage]
+    else:
+        done = {
+            h.name: train(f"adapter_{h.name}", h, save_one, settings | {"head": h.name})
+            for h in heads
+        }
+        judged = model.with_adapters({name: folder for name, (_, folder) in done.items()})
+        stages = [stage for stage, _ in done.values()]
+    return judge(workdir, judged, job.held_out, job.evaluate, job.bars, stages)

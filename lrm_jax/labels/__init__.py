@@ -9,6 +9,7 @@ from lrm_jax.labels.examples import (
     sentences_of,
     still_examples,
 )
+from lrm_jax.labels.motion import PauseSettings, kept_frames
 from lrm_jax.labels.store import KINDS, Clip, FrameStore
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "FrameStore",
     "HeldOut",
     "PairExamples",
+    "PauseSettings",
     "StillExamples",
+    "kept_frames",
     "make_clips",
     "pair_examples",
     "rewind",

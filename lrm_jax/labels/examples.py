@@ -19,30 +19,45 @@ KEYFRAMES = 11  # at p = 0.0, 0.1, ..., 1.0
 class ExampleSettings:
     """How examples are drawn from clips.
 
-    frames_per_clip: single frames from each clip, spread evenly over it. In a demonstration the
-      first 11 are the method's keyframes at p = k / 10 of the time until it is done; the others
-      fall between them or after.
+    frames: which single frames. "keyframes", the paper's: 11 of a clip, in a demonstration those
+      at p = t / T = k / 10 of the time T until it is done, in any other clip evenly spread.
+      "spread": `frames_per_clip` of them over the clip, of a demonstration first the keyframes; the
+      others fall between them or after.
     jitter: moves each frame but the keyframes by up to half the distance to its neighbour.
     pairs_per_clip: pairs from each clip whose progress is known.
     min_offset, max_offset: the smallest and the largest distance of a pair, frames; a max_offset of
-      0 is the clip's length. Distances are drawn log-uniformly between the two, so that half of all
-      pairs are closer than their geometric mean.
+      0 is the clip's length.
+    offsets: how distances are drawn between the two: "log_uniform", so that half of all pairs are
+      closer than their geometric mean, or "uniform".
     min_gap: pairs whose progress differs by less are no examples, unless it is equal (a tie).
+    hard_share: this share of the pairs that are drawn is hard: their distance is uniform over
+      min_offset to hard_offset frames, and hard_gap stands for min_gap.
+    The order of the two frames is a fair coin's.
     tie_share: at most this share of a clip's pairs are ties, with the answer "neither".
     """
 
-    frames_per_clip: int = 22
+    frames: str = field("spread", choices=("spread", "keyframes"))
+    frames_per_clip: int = field(22, ge=1)
     jitter: bool = True
-    pairs_per_clip: int = 16
+    pairs_per_clip: int = field(16, ge=1)
     min_offset: int = field(2, ge=1)
     max_offset: int = field(0, ge=0)
-    min_gap: float = 0.03
-    tie_share: float = 0.1
+    offsets: str = field("log_uniform", choices=("log_uniform", "uniform"))
+    min_gap: float = field(0.03, ge=0)
+    hard_share: float = field(0.0, ge=0, le=1)
+    hard_offset: int = field(4, ge=1)
+    hard_gap: float = field(0.0, ge=0)
+    tie_share: float = field(0.1, ge=0, le=1)
 
     def validate(self):
         if 0 < self.max_offset < self.min_offset:
             raise UserError(
                 f"max_offset is {self.max_offset}: must be 0 or at least min_offset "
+                f"({self.min_offset})"
+            )
+        if self.hard_share and self.hard_offset < self.min_offset:
+            raise UserError(
+                f"hard_offset is {self.hard_offset}: must be at least min_offset "
                 f"({self.min_offset})"
             )
 
@@ -165,14 +180,19 @@ def pair_examples(
 
 def keyframes(clip: Clip) -> np.ndarray:
     """The 11 frames at p = k / 10 of the time until a demonstration is done, int64 [11]."""
-    is_done = np.nan_to_num(clip.done) > 0.5
+    # Not `clip.done`: without a simulator its positive window opens before T.
+    is_done = np.nan_to_num(clip.progress) >= 1 - 1e-6
     done = int(np.argmax(is_done)) if is_done.any() else len(clip.frames) - 1
     return np.round(np.arange(KEYFRAMES) * done / (KEYFRAMES - 1)).astype(np.int64)
 
 
 def draw_frames(clip: Clip, settings: ExampleSettings, rng: np.random.Generator) -> np.ndarray:
     """Places of a clip's single-frame examples, ascending and different, int64 [<=
-    frames_per_clip]."""
+    frames_per_clip], or of keyframes [<= 11]."""
+    if settings.frames == "keyframes":
+        if clip.kind == SUCCESS:
+            return np.unique(keyframes(clip))
+        return np.unique(np.round(np.linspace(0, len(clip.frames) - 1, KEYFRAMES)).astype(np.int64))
     count, wanted = len(clip.frames), min(settings.frames_per_clip, len(clip.frames))
     fixed = np.unique(keyframes(clip))[:wanted] if clip.kind == SUCCESS else np.zeros(0, np.int64)
     rest = np.setdiff1d(np.arange(count), fixed)
@@ -202,12 +222,21 @@ def draw_pairs(
     """
     count, tries = len(clip.frames), 6 * wanted
     longest = min(settings.max_offset or count - 1, count - 1)
-    low, high = np.log(settings.min_offset), np.log(longest)
-    offset = np.round(np.exp(rng.uniform(low, max(high, low), tries))).astype(np.int64)
-    offset = np.clip(offset, settings.min_offset, longest)
+    shortest = settings.min_offset
+    if settings.offsets == "uniform":
+        offset = rng.integers(shortest, max(longest, shortest), tries, endpoint=True)
+    else:
+        low, high = np.log(shortest), np.log(longest)
+        offset = np.round(np.exp(rng.uniform(low, max(high, low), tries))).astype(np.int64)
+    hard = np.zeros(tries, bool)
+    if settings.hard_share > 0:
+        hard = rng.random(tries) < settings.hard_share
+        near = rng.integers(shortest, settings.hard_offset, tries, endpoint=True)
+        offset = np.where(hard, near, offset)
+    offset = np.clip(offset, shortest, longest)
     first = np.floor(rng.random(tries) * (count - offset)).astype(np.int64)
     second = first + offset
-    closer = comparison(clip.progress[first], clip.progress[second], settings)
+    closer = comparison(clip.progress[first], clip.progress[second], settings, hard)
     allowed = int(np.floor(settings.tie_share * wanted + rng.random()))
     surplus = (closer == 0) & (np.cumsum(closer == 0) > allowed)
     keep = np.flatnonzero(np.isfinite(closer) & ~surplus)[:wanted]
@@ -220,11 +249,17 @@ def draw_pairs(
     )
 
 
-def comparison(previous: np.ndarray, current: np.ndarray, settings: ExampleSettings) -> np.ndarray:
+def comparison(
+    previous: np.ndarray,
+    current: np.ndarray,
+    settings: ExampleSettings,
+    hard: np.ndarray | bool = False,
+) -> np.ndarray:
     """Which of two frames is closer to done, from their progress: 1 current, -1 previous, 0 equal,
-    NaN no example.
+    NaN no example. hard: whether the pair is a hard one, to which `hard_gap` applies.
 
     Antisymmetric: exchanging the arguments changes the sign.
     """
     gap = np.asarray(current, np.float64) - np.asarray(previous, np.float64)
-    return np.where(np.abs(gap) >= settings.min_gap, np.sign(gap), np.where(gap == 0, 0.0, np.nan))
+    least = np.where(hard, settings.hard_gap, settings.min_gap)
+    return np.where(np.abs(gap) >= least, np.sign(gap), np.where(gap == 0, 0.0, np.nan))

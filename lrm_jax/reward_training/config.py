@@ -8,7 +8,9 @@ from lrm_jax import lora
 from lrm_jax.labels import ClipSettings, ExampleSettings
 from lrm_jax.qwen3_vl.config import Config, TextConfig, VisionConfig
 from lrm_jax.run.config import field
-from lrm_jax.run.errors import UserError
+from lrm_jax.run.errors import UserError, did_you_mean
+
+OBJECTIVES = ("sft", "expectation", "dpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +143,43 @@ class RewardTraining:
 class AdapterTraining:
     """Everything that training the heads' adapters depends on, apart from base and episodes.
 
+    method: "lora", or "full": all weights in float32, one model for all heads (small models).
     rank, alpha, targets, rslora, dropout, modules_to_save: see `lora.LoraConfig`; the defaults are
-      the paper's. rows: conversations in a batch; accumulate: in so many parts. epochs: over each
+      the paper's. train_vision: the adapter has a vision tower of its own, all of it trained, as
+      the paper's progress adapter does (modules_to_save "visual").
+    objective: "sft", next-token cross-entropy over the written answer; "expectation", a loss on the
+      closed answers' distribution alone; "dpo", direct preference optimisation (arXiv 2305.18290)
+      of the right written answer over a wrong one. objectives: by head, where it is another.
+    distribution: the loss of "expectation": "crps", "mse" (of the mean), or "cross_entropy" with
+      neighbours sharing by `smoothing`, see `objective`. closed_mass: weight of -log P(any of the
+      answers) beside crps and mse, which would otherwise let it drift.
+    beta, label_smoothing: of DPO, as in TRL: the share of preferences that are taken to be wrong.
+    start: a folder with the adapter that training begins with, `{head}` standing for the head's
+      name; of DPO it is the reference as well. Empty: a fresh one.
+    together: all heads in one run over one base, their steps in turn; each adapter is what it would
+      be alone. Otherwise one head after the other.
+    rows: conversations in a batch; accumulate: in so many parts. epochs: over each
       head's examples; steps: at most so many in all, 0 for whole epochs.
     remat: "none", "dots" or "full", what the backward pass computes again.
     """
 
+    method: str = field("lora", choices=("lora", "full"))
     rank: int = field(64, ge=1)
     alpha: float = field(128.0, gt=0)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     rslora: bool = False
     dropout: float = field(0.0, ge=0, lt=1)
     modules_to_save: tuple[str, ...] = ()
+    train_vision: bool = False
+    objective: str = field("sft", choices=OBJECTIVES)
+    objectives: dict[str, str] = field(default_factory=dict)
+    distribution: str = field("crps", choices=("crps", "mse", "cross_entropy"))
+    smoothing: float = field(0.0, ge=0)
+    closed_mass: float = field(0.1, ge=0)
+    beta: float = field(0.1, gt=0)
+    label_smoothing: float = field(0.0, ge=0, lt=0.5)
+    start: str = ""
+    together: bool = False
     rows: int = field(128, ge=1)
     accumulate: int = field(1, ge=1)
     epochs: int = field(1, ge=1)
@@ -167,11 +194,23 @@ class AdapterTraining:
     def validate(self):
         if self.remat not in ("none", "dots", "full"):
             raise UserError(f"remat is {self.remat!r}: choose none, dots or full")
+        for head, name in self.objectives.items():
+            if name not in OBJECTIVES:
+                raise UserError(f"objectives.{head}: {did_you_mean(name, OBJECTIVES)}")
+        if self.method == "full" and self.start:
+            raise UserError("start: with method 'full' training begins with the model itself")
         self.lora_config()
+
+    def objective_of(self, head: str) -> str:
+        """What the head called so is taught by."""
+        return self.objectives.get(head, self.objective)
 
     def lora_config(self) -> lora.LoraConfig:
         """What `lora.init` takes."""
+        saved = self.modules_to_save
+        if self.train_vision and "visual" not in saved:
+            saved = (*saved, "visual")
         return lora.LoraConfig(
             rank=self.rank, alpha=self.alpha, targets=self.targets, rslora=self.rslora,
-            dropout=self.dropout, modules_to_save=self.modules_to_save,
+            dropout=self.dropout, modules_to_save=saved,
         )  # fmt: skip

@@ -72,7 +72,9 @@ class StepLog:
                     "lower the optimiser's learning_rate, or start from an earlier checkpoint"
                     f"{more}"
                 )
-        means = {k: float(np.mean([n[k] for _, n in rows])) for k in rows[-1][1]}
+        # Heads that are trained in turn do not all have numbers for every step.
+        names = dict.fromkeys(k for _, n in rows for k in n)
+        means = {k: float(np.mean([n[k] for _, n in rows if k in n])) for k in names}
         self.write(rows[-1][0] + 1, {**facts, **means})
         return means
 

@@ -50,18 +50,26 @@ def with_scale(adapters: Any, scale: float) -> Any:
 
 
 def answer_log_probabilities(
-    model: Qwen3VL, variables: Any, tables: Tables, answers: AnswerTable, rows: Rows
+    model: Qwen3VL,
+    variables: Any,
+    tables: Tables,
+    answers: AnswerTable,
+    rows: Rows,
+    rngs: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
-    """Log-probability of every answer, float32 [B, A]; `variables` as for `Qwen3VL.apply`."""
+    """Log-probability of every answer, float32 [B, A]; `variables` and `rngs` as for
+    `Qwen3VL.apply`."""
     count, images = rows.frames.shape[:2]
     size = rows.frames.shape[2:4]
     patches = patchify(rows.frames.reshape(count * images, *rows.frames.shape[2:]), model.config)
     grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, *size))
     patches = patches.astype(model.dtype)
-    features = model.apply(variables, VisionInputs(patches, grid), method="encode")
+    features = model.apply(variables, VisionInputs(patches, grid), method="encode", rngs=rngs)
     features = features.by_row(count)
     own = jnp.broadcast_to(jnp.arange(images), (count, images))
-    reads = scoring.read_log_probabilities(model, variables, tables, features, rows.sentence, own)
+    reads = scoring.read_log_probabilities(
+        model, variables, tables, features, rows.sentence, own, rngs=rngs
+    )
     return scoring.answer_log_probabilities(reads, answers)
 
 

@@ -1,5 +1,5 @@
-"""The loss: cross-entropy on the answer alone, with answers spread over neighbours where the truth
-lies between.
+"""Losses on closed answers: cross-entropy with answers spread over neighbours where the truth lies
+between, and two that know how far answers are apart.
 
 Supervised fine-tuning of a closed question is next-token cross-entropy at the answer's tokens,
 under the full vocabulary (so that generation learns the same thing): -log P(answer). Where a label
@@ -55,3 +55,41 @@ def cross_entropy(log_probabilities: jax.Array, shares: jax.Array) -> jax.Array:
         jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), 0.0), -1
     )
     return -jnp.sum(shares * log_probabilities, -1) - entropy
+
+
+def crps(log_probabilities: jax.Array, values: Sequence[float], labels: jax.Array) -> jax.Array:
+    """Continuous ranked probability score of the answers' distribution, float32 [...]; 0 where the
+    label is NaN.
+
+    The integral over x of (P(answer <= x) - [label <= x])^2, as E|X - y| - E|X - X'| / 2
+    (Gneiting and Raftery 2007, eq. 21): proper, ordinal, in the unit of `values`; of a single
+    certain answer it is the absolute error, of two answers 0 and 1 the Brier score.
+
+    Args:
+      log_probabilities: of the answers [..., A]; normalised here over the answer set.
+      values: what the answers mean, [A].
+      labels: [...].
+    """
+    points = jnp.asarray(values, jnp.float32)
+    chance, known = jax.nn.softmax(log_probabilities, -1), jnp.isfinite(labels)
+    error = jnp.abs(points - jnp.where(known, labels, 0.0)[..., None])
+    spread = jnp.einsum("...a,ab,...b->...", chance, jnp.abs(points[:, None] - points), chance)
+    return jnp.where(known, jnp.sum(chance * error, -1) - spread / 2, 0.0)
+
+
+def squared_error(
+    log_probabilities: jax.Array, values: Sequence[float], labels: jax.Array
+) -> jax.Array:
+    """(expectation - label)^2, float32 [...]; 0 where the label is NaN; arguments as for `crps`.
+
+    Only the mean is taught: a distribution of any width has loss 0.
+    """
+    known = jnp.isfinite(labels)
+    mean = jnp.sum(jax.nn.softmax(log_probabilities, -1) * jnp.asarray(values, jnp.float32), -1)
+    return jnp.where(known, (mean - jnp.where(known, labels, 0.0)) ** 2, 0.0)
+
+
+def outside(log_probabilities: jax.Array) -> jax.Array:
+    """-log of the answers' share of all that could be written, float32 [...], from whole answers'
+    log-probabilities [..., A] under the full vocabulary."""
+    return -jax.nn.logsumexp(log_probabilities, -1)

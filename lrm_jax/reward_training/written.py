@@ -121,6 +121,38 @@ class Writer:
         return padded, positions, np.arange(length) < len(row), visual, read, target, used
 
 
+def encode(
+    model: Qwen3VL, variables: Any, frames: jax.Array, rngs: dict[str, jax.Array] | None = None
+) -> Any:
+    """Features of frames uint8 [B, K, H, W, 3], each row's own (`VisionFeatures.by_row`)."""
+    count, images, *size, _ = frames.shape
+    patches = patchify(frames.reshape(count * images, *frames.shape[2:]), model.config)
+    grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, *size))
+    inputs = VisionInputs(patches.astype(model.dtype), grid)
+    return model.apply(variables, inputs, method="encode", rngs=rngs).by_row(count)
+
+
+def token_log_probabilities(
+    model: Qwen3VL,
+    variables: Any,
+    batch: Any,
+    features: Any,
+    rngs: dict[str, jax.Array] | None = None,
+) -> jax.Array:
+    """log P of each learnt token, float32 [B, R], 0 where there is none.
+
+    batch: has the fields of `Conversations` but frames; features: of its rows, see `encode`.
+    """
+    hidden = model.apply(
+        variables, batch.tokens, jnp.moveaxis(batch.positions, 1, 0), batch.valid, batch.visual,
+        features, method="hidden", rngs=rngs,
+    )  # fmt: skip
+    states = jnp.take_along_axis(hidden, batch.read[..., None], axis=1)
+    logits = model.apply(variables, states, method="logits", rngs=rngs)
+    each = -optax.softmax_cross_entropy_with_integer_labels(logits, batch.target)
+    return jnp.where(batch.used, each, 0.0)
+
+
 def total_loss(
     model: Qwen3VL, variables: Any, batch: Conversations, rng: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -130,20 +162,9 @@ def total_loss(
     dropout; without it nothing is dropped.
     """
     rngs = None if rng is None else {"lora": rng}
-    count, images = batch.frames.shape[:2]
-    size = batch.frames.shape[2:4]
-    patches = patchify(batch.frames.reshape(count * images, *batch.frames.shape[2:]), model.config)
-    grid = jax.tree.map(jnp.asarray, fixed_grid(model.config, *size))
-    inputs = VisionInputs(patches.astype(model.dtype), grid)
-    features = model.apply(variables, inputs, method="encode", rngs=rngs).by_row(count)
-    hidden = model.apply(
-        variables, batch.tokens, jnp.moveaxis(batch.positions, 1, 0), batch.valid, batch.visual,
-        features, method="hidden", rngs=rngs,
-    )  # fmt: skip
-    states = jnp.take_along_axis(hidden, batch.read[..., None], axis=1)
-    logits = model.apply(variables, states, method="logits", rngs=rngs)
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target)
-    return jnp.sum(jnp.where(batch.used, each, 0.0)), jnp.sum(batch.used)
+    features = encode(model, variables, batch.frames, rngs)
+    each = token_log_probabilities(model, variables, batch, features, rngs)
+    return -jnp.sum(each), jnp.sum(batch.used)
 
 
 def answer_of(head: Head, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -49,6 +49,7 @@ def read_log_probabilities(
     sentence: jax.Array,
     frames: jax.Array,
     adapter_ids: jax.Array | None = None,
+    rngs: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
     """Log-softmax over the vocabulary at each place that a layout reads.
 
@@ -58,7 +59,7 @@ def read_log_probabilities(
       features: of F encoded images, or each row's own (`VisionFeatures.by_row`).
       sentence: int32 [B], which sentence each row is about.
       frames: int32 [B, slots], which of the F images (or of its row's) stands in each slot.
-      adapter_ids: int32 [B] where adapters are stacked.
+      adapter_ids: int32 [B] where adapters are stacked. rngs: for dropout in training.
     Returns:
       float32 [B, R, V].
     """
@@ -77,9 +78,10 @@ def read_log_probabilities(
         features,
         adapter_ids,
         method="hidden",
+        rngs=rngs,
     )
     states = jnp.take(states, jnp.asarray(tables.reads), axis=1)
-    logits = model.apply(variables, states, adapter_ids, method="logits")
+    logits = model.apply(variables, states, adapter_ids, method="logits", rngs=rngs)
     return jax.nn.log_softmax(logits, axis=-1)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from lrm_jax.benchmarks import peers
 from lrm_jax.episodes import SourceSettings, open_source
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.run import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -120,6 +122,24 @@ def test_the_recipe_for_a_large_checkpoint_runs_on_a_small_one(tmp_path):
     code, _, err = finish(start(*arguments))
     assert code == 0, err[-2000:]
     assert (work / "stages" / "adapter_progress" / "stage.json").stat().st_mtime_ns == made
+
+    # DPO goes on from the adapter that this made, with the same episodes.
+    shutil.copytree(work / "stages" / "adapter_contrastive", tmp_path / "sft_contrastive")
+    preferred = (
+        "--config=configs/reward_qwen3vl_8b.py:dpo,small", *arguments[1:],
+        f"--config.training.start={tmp_path}/sft_{{head}}",
+    )  # fmt: skip
+    code, _, err = finish(start(*preferred))
+    assert code == 0, err[-2000:]
+    rows = metrics.read(work, "adapter_contrastive")
+    assert abs(rows[-1]["loss"] - np.log(2)) < 0.1 and "preference_margin" in rows[-1]
+    before, after = (
+        safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+        for folder in (tmp_path / "sft_contrastive", work / "stages" / "adapter_contrastive")
+    )
+    assert set(before) == set(after) and any((before[k] != after[k]).any() for k in before)
+    table = json.loads((work / "summary.json").read_text())
+    assert table["invalid"]["model"]["contrastive"]["invalid"] == 0
 
 
 @pytest.mark.slow

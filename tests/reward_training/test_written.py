@@ -12,96 +12,24 @@ import pytest
 import torch
 
 from lrm_jax import lora
-from lrm_jax.benchmarks import peers
 from lrm_jax.labels import sentences_of
 from lrm_jax.lora.transform import factors_of
-from lrm_jax.qwen3_vl import names, patchify, read_adapter
-from lrm_jax.reward_training import AdapterTraining, Optimiser
+from lrm_jax.qwen3_vl import read_adapter
+from lrm_jax.reward_training import AdapterTraining, Optimiser, lessons
 from lrm_jax.reward_training import adapters as training
+from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.reward_training.step import TrainState
-from lrm_jax.reward_training.written import Writer, answer_of, total_loss
+from lrm_jax.reward_training.written import answer_of, total_loss
 from lrm_jax.rewards.heads import Head, by_name, default_heads, nano_heads
-from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
-from lrm_jax.rewards.tokenizer import Tokenizer
+from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run.errors import UserError
 
 from . import toy
+from .torch_peer import TARGETS, conversations, pairs, torch_inputs
 
-SIDE = 64
-TASKS = ("put the red cube on the blue plate", "put the blue cube on the white plate")
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 RATE = 1e-2
 # float32 sums in another order: a few ulp (6e-8) a layer over about ten layers and back.
 TOLERANCE = 2e-5
-
-
-@pytest.fixture(scope="module")
-def peer(tmp_path_factory):
-    """(folder of the base, folder of an adapter, PEFT's model): random weights, non-zero B."""
-    folder = tmp_path_factory.mktemp("written")
-    tokenizer = Tokenizer.from_folder(NANO_FOLDER)
-    tokenizer.inner.add_special_tokens(["<|video_pad|>"])
-    tiny = peers.SIZES["tiny"]
-    config = dataclasses.replace(
-        tiny,
-        text_config=dataclasses.replace(tiny.text_config, vocab_size=tokenizer.size + 3),
-        **{
-            f"{field}_token_id": tokenizer.token_id(f"<|{token}|>")
-            for field, token in (
-                ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
-    )  # fmt: skip
-    hf = peers.random_peer(config, tokenizer, folder / "base")
-    theirs = peft.get_peft_model(
-        hf,
-        peft.LoraConfig(
-            r=4, lora_alpha=8, target_modules=rf".*language_model.*\.({'|'.join(TARGETS)})"
-        ),
-    )
-    with torch.no_grad():
-        for name, value in theirs.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.05)
-    theirs.save_pretrained(folder / "adapter")
-    return folder / "base", folder / "adapter", theirs
-
-
-def conversations(model, head, rows=4):
-    rng = np.random.default_rng(0)
-    writer = Writer(head, model.tokenizer, model.config, (SIDE, SIDE), TASKS)
-    frames = rng.integers(0, 256, (rows, len(head.images), SIDE, SIDE, 3), np.uint8)
-    answers = rng.integers(0, len(head.answers), rows)
-    return writer.batch(frames, [TASKS[i % 2] for i in range(rows)], answers), answers
-
-
-def torch_inputs(model, head, batch, answers):
-    """The same conversations as transformers takes them, written out by hand."""
-    pad, tokens = model.tokenizer.token_id("<|image_pad|>"), []
-    for i, answer in enumerate(answers):
-        text = head.prompt.replace("<task>", TASKS[i % 2])
-        text = text.replace("<answer>", head.answers[answer])
-        for image in head.images:
-            shown = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
-            text = text.replace(f"<image:{image}>", shown)
-        said = text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")
-        ids, starts = model.tokenizer.encode(text)
-        tokens.append((ids, [s >= said for s in starts]))
-    width = max(len(ids) for ids, _ in tokens)
-    ids = np.zeros((len(tokens), width), np.int64)
-    mask, labels = np.zeros_like(ids), np.full_like(ids, -100)
-    for i, (row, learnt) in enumerate(tokens):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        labels[i, : len(row)][learnt] = np.array(row)[learnt]
-    pixels = patchify(jnp.asarray(batch.frames).reshape(-1, SIDE, SIDE, 3), model.config)
-    given = dict(
-        input_ids=ids, attention_mask=mask, labels=labels,
-        mm_token_type_ids=(ids == pad).astype(np.int64),
-        pixel_values=np.asarray(pixels).reshape(-1, pixels.shape[-1]),
-        image_grid_thw=np.array([[1, 4, 4]] * pixels.shape[0]),
-    )  # fmt: skip
-    return peers.as_torch(given, torch)
 
 
 @pytest.fixture(scope="module")
@@ -140,27 +68,6 @@ def compared(peer):
         theirs_grads=theirs_grads, state=state, parts=parts, in_parts=in_parts, numbers=numbers,
         theirs=theirs,
     )  # fmt: skip
-
-
-def torch_factor(tensors, layer, module, factor):
-    (name,) = [
-        n for n in tensors if f"layers.{layer}.self_attn.{module}." in n and f"lora_{factor}" in n
-    ]
-    return tensors[name].detach().numpy().T
-
-
-def pairs(tree, tensors, config):
-    """(ours, theirs) for each factor of each decoder layer; ours may be scanned or unrolled."""
-    found = dict(factors_of(tree["lora"]))
-    for leaf in names.leaves(config):
-        if leaf.path[0] != "language_model" or leaf.path[-2] not in TARGETS:
-            continue
-        own = found[leaf.path[:-1]]
-        for i, name in enumerate(leaf.names):
-            layer = int(name.split("layers.")[1].split(".")[0])
-            for factor in ("a", "b"):
-                ours = own[factor][i] if leaf.stacked else own[factor]
-                yield np.asarray(ours), torch_factor(tensors, layer, leaf.path[-2], factor.upper())
 
 
 def test_loss_is_transformers_loss(compared):
@@ -223,9 +130,9 @@ def one_program_a_head():
     """Compiling takes longest here: runs with the same settings share their step."""
     original, made = training.make_step, {}
 
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None):
-        key = (model, accumulate, dropout_seed)
-        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed))
+    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss):
+        key = (model, accumulate, dropout_seed, loss)
+        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed, loss))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "make_step", make_step)
@@ -248,7 +155,7 @@ def test_a_killed_run_ends_with_the_same_adapter(nano, world, tmp_path, monkeypa
     """Killed twice, between checkpoints; then saved, and read by the package and by PEFT."""
     head = by_name(nano.heads)["progress"]
     whole = training.train_adapter(SETTINGS, nano, head, *world, tmp_path / "whole")
-    draw, calls = training.Batches.__call__, []
+    draw, calls = lessons.Batches.__call__, []
 
     def killed(self, step):
         calls.append(step)
@@ -256,7 +163,7 @@ def test_a_killed_run_ends_with_the_same_adapter(nano, world, tmp_path, monkeypa
             raise KeyboardInterrupt
         return draw(self, step)
 
-    monkeypatch.setattr(training.Batches, "__call__", killed)
+    monkeypatch.setattr(lessons.Batches, "__call__", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             training.train_adapter(SETTINGS, nano, head, *world, tmp_path / "killed")
@@ -298,4 +205,4 @@ def test_a_head_without_labels(world):
     _, clips = world
     head = Head("tidiness", by_name(nano_heads())["completion"].prompt, ("no", "yes"), (0, 1))
     with pytest.raises(UserError, match="no labels of that name"):
-        training.examples_of(head, clips, sentences_of(clips), SETTINGS.examples, 0)
+        lessons.examples_of(head, clips, sentences_of(clips), SETTINGS.examples, 0)

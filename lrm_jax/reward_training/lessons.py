@@ -1,0 +1,173 @@
+"""What an adapter is taught: a head's examples, the batches made of them, and the loss of a batch.
+
+Every objective is a `Lesson`; the step and the loop know nothing else of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrm_jax.labels import Clip, FrameStore
+from lrm_jax.labels.examples import ExampleSettings, pair_examples, still_examples
+from lrm_jax.qwen3_vl import Qwen3VL
+from lrm_jax.reward_training import lora_step, objective
+from lrm_jax.reward_training.written import Conversations, Writer, answer_of, total_loss
+from lrm_jax.rewards.heads import Head
+from lrm_jax.rewards.layout import Query, build_layout
+from lrm_jax.run.errors import UserError
+
+# The sum of a batch's losses float32 []; what to divide it by, and sums of other numbers to log.
+Sums = tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """E labelled questions of one head: images int64 [E, K] into the frame store, in the head's
+    order; task int32 [E] into the sentences; label float32 [E] on the scale of its values."""
+
+    images: np.ndarray
+    task: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+def examples_of(
+    head: Head,
+    clips: Sequence[Clip],
+    sentences: Sequence[str],
+    settings: ExampleSettings,
+    seed: int,
+) -> Examples:
+    """All that clips teach a head; UserError if that is nothing, or it shows a goal."""
+    if "goal" in head.images:
+        raise UserError(f"head {head.name!r} shows a goal, which training clips do not have")
+    if "previous" in head.images:
+        found = pair_examples(clips, sentences, settings, seed)
+        labels = found.closer
+        known = labels != 0 if len(head.values) == 2 else np.ones(len(labels), bool)  # ties
+    else:
+        found = still_examples(clips, sentences, settings, seed)
+        if head.name not in found.labels:
+            raise UserError(f"head {head.name!r}: the clips have no labels of that name")
+        labels = found.labels[head.name]
+        known = np.isfinite(labels)
+    if not known.any():
+        raise UserError(f"head {head.name!r}: no clip has a label for it")
+    images = np.stack([getattr(found, name) for name in head.images], -1)
+    return Examples(images[known], found.task[known], labels[known].astype(np.float32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lesson:
+    """An objective for one head.
+
+    head: whose. examples: E, how many there are. rows: (places int64 [B] among them, generator) ->
+    a batch, a pytree of arrays whose first axis is B. loss: (network, variables, batch, key for
+    dropout or None) -> `Sums`.
+    """
+
+    head: Head
+    examples: int
+    rows: Callable[[np.ndarray, np.random.Generator], Any]
+    loss: Callable[[Qwen3VL, Any, Any, jax.Array | None], Sums]
+
+
+class Batches:
+    """The batches of a lesson by step; every epoch is a permutation of the examples.
+
+    The last, smaller batch of an epoch is left out: batches have one shape.
+    """
+
+    def __init__(self, lesson: Lesson, rows: int, seed: int):
+        if lesson.examples < rows:
+            raise UserError(
+                f"head {lesson.head.name!r}: {lesson.examples} examples do not fill a batch of "
+                f"{rows}"
+            )
+        self.per_epoch = lesson.examples // rows
+        self._lesson, self._rows, self._seed = lesson, rows, seed
+
+    def __call__(self, step: int) -> Any:
+        epoch, place = divmod(step, self.per_epoch)
+        order = self._order(epoch)[place * self._rows : (place + 1) * self._rows]
+        return self._lesson.rows(order, np.random.default_rng([self._seed, 9, step]))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 one object a head
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, 8, epoch]).permutation(self._lesson.examples)
+
+
+def written(writer: Writer, store: FrameStore, found: Examples) -> Lesson:
+    """Supervised fine-tuning on the written answer (`written.total_loss`)."""
+
+    def rows(order: np.ndarray, rng: np.random.Generator) -> Conversations:
+        return writer.batch(
+            store.frames[found.images[order]],
+            [writer.sentences[t] for t in found.task[order]],
+            answer_of(writer.head, found.label[order], rng),
+        )
+
+    return Lesson(writer.head, len(found), rows, written_loss)
+
+
+def written_loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | None) -> Sums:
+    """`total_loss` as a lesson's loss; divided by the number of learnt tokens."""
+    total, count = total_loss(model, variables, batch, rng)
+    return total, (count, {})
+
+
+def expected(
+    writer: Writer,
+    store: FrameStore,
+    found: Examples,
+    distribution: str,
+    smoothing: float,
+    closed_mass: float,
+) -> Lesson:
+    """A loss on the distribution of the closed answers, read from the token tree in one forward.
+
+    distribution, smoothing, closed_mass: see `AdapterTraining`. Divided by the number of rows. What
+    stands behind the answer is not learnt: such an adapter is scored, not asked to write, unless it
+    began with one that can.
+    """
+    head = writer.head
+    ascending = np.argsort(head.values)
+    values = np.asarray(head.values)[ascending]
+    layout = build_layout(
+        [Query(head, head.images)], writer.sentences, writer.tokenizer, writer.config,
+        writer.image_size,
+    )  # fmt: skip
+    spread = smoothing if len(values) > 2 else 0.0
+
+    def rows(order: np.ndarray, rng: np.random.Generator) -> lora_step.Rows:
+        del rng
+        return lora_step.Rows(
+            store.frames[found.images[order]], found.task[order], found.label[order]
+        )
+
+    def loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | None) -> Sums:
+        answers = lora_step.answer_log_probabilities(
+            model, variables, layout.tables, layout.answers[0], batch,
+            None if rng is None else {"lora": rng},
+        )[..., ascending]  # fmt: skip
+        if distribution == "cross_entropy":
+            each = objective.cross_entropy(
+                answers, objective.target(values, batch.labels, spread)
+            )
+        else:
+            kind = {"crps": objective.crps, "mse": objective.squared_error}[distribution]
+            each = kind(answers, values, batch.labels) + closed_mass * objective.outside(answers)
+        mean = jnp.sum(jax.nn.softmax(answers, -1) * jnp.asarray(values, jnp.float32), -1)
+        error = jnp.sum(jnp.abs(mean - batch.labels))
+        return jnp.sum(each), (jnp.int32(len(batch.labels)), {"mae": error})
+
+    return Lesson(head, len(found), rows, loss)

@@ -1,0 +1,46 @@
+"""The torch peer of these tests (see `torch_peer`)."""
+
+import dataclasses
+
+import peft
+import pytest
+import torch
+
+from lrm_jax.benchmarks import peers
+from lrm_jax.rewards.model import NANO_FOLDER
+from lrm_jax.rewards.tokenizer import Tokenizer
+
+from .torch_peer import TARGETS
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory):
+    """(folder of the base, folder of an adapter, PEFT's model): random weights, non-zero B."""
+    folder = tmp_path_factory.mktemp("written")
+    tokenizer = Tokenizer.from_folder(NANO_FOLDER)
+    tokenizer.inner.add_special_tokens(["<|video_pad|>"])
+    tiny = peers.SIZES["tiny"]
+    config = dataclasses.replace(
+        tiny,
+        text_config=dataclasses.replace(tiny.text_config, vocab_size=tokenizer.size + 3),
+        **{
+            f"{field}_token_id": tokenizer.token_id(f"<|{token}|>")
+            for field, token in (
+                ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+                ("vision_end", "vision_end"),
+            )
+        },
+    )  # fmt: skip
+    hf = peers.random_peer(config, tokenizer, folder / "base")
+    theirs = peft.get_peft_model(
+        hf,
+        peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=rf".*language_model.*\.({'|'.join(TARGETS)})"
+        ),
+    )
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.05)
+    theirs.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter", theirs
