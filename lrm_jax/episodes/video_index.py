@@ -15,6 +15,7 @@ from lrm_jax.episodes.video import IMAGES, natural
 from lrm_jax.run.errors import UserError
 
 INDEX = "index.jsonl"
+_DAMAGE = ""  # key of what is wrong with a line; no key of JSON written by people
 
 
 class VideoSource:
@@ -27,7 +28,7 @@ class VideoSource:
     its beginning).
 
     Raises:
-      UserError: no index, a line that is no JSON object, an unknown split.
+      UserError: no index, an empty one, an unknown split.
     """
 
     def __init__(self, settings: SourceSettings):
@@ -42,7 +43,7 @@ class VideoSource:
         splits: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for number, line in enumerate(lines, 1):
             if line.strip():
-                row = _row(line, f"{self._where}:{number}")
+                row = _row(line)
                 splits.setdefault(str(row.get("split", "train")), []).append((number, row))
         if not splits:
             raise UserError(f"{self._where}: the index is empty")
@@ -61,6 +62,8 @@ class VideoSource:
 
     def __getitem__(self, i: int) -> Episode:
         row = self._rows[i][1]
+        if _DAMAGE in row:
+            raise BrokenEpisode("record", row[_DAMAGE])
         if not isinstance(row.get("video"), str):
             raise BrokenEpisode("column", "its line has no video")
         fps = row.get("fps", self._settings.fps)
@@ -125,12 +128,11 @@ class _PictureFiles(LazyFrames):
         return EncodedFrames([self._files[p].read_bytes() for p in places])[:]
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _row(line: bytes) -> dict[str, Any]:
+    """A line's object; one that is none is an episode of the split "train" that is broken."""
     try:
         # Bytes that are not UTF-8 stay in the sentence, where reading the episode finds them.
         row = json.loads(line.decode("utf-8", "surrogateescape"))
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return row
+        return {_DAMAGE: f"its line is not JSON ({error})"}
+    return row if isinstance(row, dict) else {_DAMAGE: "its line is no JSON object"}

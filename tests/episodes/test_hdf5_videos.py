@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrm_jax.episodes import SourceSettings, open_source
+from lrm_jax.episodes import Limit, SourceSettings, open_source
 from lrm_jax.run.errors import UserError
 
 from .files import pictures, write_hdf5, write_video
@@ -143,13 +143,16 @@ def test_broken_videos_are_named(videos, tmp_path):
         {"video": "pics", "task": "t"},
         {"video": "a.mp4", "task": "  "},
         {"video": "b.mp4", "task": "fine"},
+        b"{no json",
+        b"[1]",
     )
-    source = open_source(settings(folder))
+    source = open_source(settings(folder), Limit(20))
     assert [e.task for e in source.good()] == ["fine"]
     assert [b["kind"] for b in source.summary()["quarantined"]] == [
         "video", "fps", "sentence", "sentence", "column", "video", "empty", "fps", "sentence",
+        "record", "record",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"index\.jsonl.*:2"):
-        open_source(settings(videos({"video": "a.mp4"}, b"{no json")))
+    with pytest.raises(UserError, match="empty"):
+        open_source(settings(videos()))
     with pytest.raises(UserError, match="known format"):
         open_source(settings(tmp_path / "pics"))

@@ -253,6 +253,11 @@ def small_checkpoint(folder):
     ("arguments", "says"),
     [
         (("--config=configs/reward_qwen3vl_8b.py:small",), "config.model"),
+        (
+            ("--config=configs/reward_qwen3vl_8b.py:small", "--config.model=lrm-nano",
+             "--config.data.source.path=/no/data"),
+            "/no/data",
+        ),
         (("--config=configs/quickstart.py:small", "--config.refine.ppo.lr=-1"), "lr"),
         (("--config=configs/quickstart.py:small", "--config.polic.chunk=5"), "polic"),
         (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),
@@ -260,7 +265,7 @@ def small_checkpoint(folder):
         (("--config=configs/evidence.py:small", "--config.oracle=orakel"), "orakel"),
         (("--config=configs/missing.py",), "missing.py"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, says):
     code, _, err = finish(start(*arguments, f"--workdir={tmp_path / 'w'}"), timeout=120)
     lines = [line for line in err.splitlines() if line.strip()]
