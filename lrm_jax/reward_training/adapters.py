@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,17 +25,14 @@ from lrm_jax.labels.examples import ExampleSettings, pair_examples, still_exampl
 from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, under
 from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl import Qwen3VL, names, sharding
+from lrm_jax.reward_training import resumable
 from lrm_jax.reward_training.config import AdapterTraining
-from lrm_jax.reward_training.log import LOG_EVERY, StepLog
 from lrm_jax.reward_training.step import TrainState, finite_update, schedule
 from lrm_jax.reward_training.written import Conversations, Writer, answer_of, total_loss
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.model import RewardModel
-from lrm_jax.run import atomic
-from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.platform import network_options
-from lrm_jax.run.progress import bar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,32 +226,18 @@ def train_adapter(
             "sentences": sentences,
         }  # fmt: skip
         place = None if model.mesh is None else batch_sharding(model.mesh)
-        with Checkpoints(Path(folder) / "checkpoints", facts) as checkpoints:
-            last = checkpoints.latest_valid(state)
-            if last is not None:
-                state = jax.tree.map(jnp.asarray, last.state)
-            begun, bad = int(state.step), Path(folder) / "bad_batch.npz"
 
-            def keep_batch(number: int) -> str:
-                with atomic.writing(bad):
-                    np.savez(bad, **{k: np.asarray(v) for k, v in vars(draw(number)).items()})
-                return f"its last batch is in {bad}"
+        def taught(state, number, batch):
+            given = batch if place is None else jax.device_put(batch, place)
+            return step(state, model.params, given)
 
-            log = StepLog(
-                metrics, f"adapter_{head.name}", begun if last is not None else None, keep_batch
-            )
-            with log, bar(total=total, desc=head.name, unit="step", initial=begun) as progress:
-                for number in range(begun, total):
-                    batch = draw(number)
-                    given = batch if place is None else jax.device_put(batch, place)
-                    state, numbers = step(state, model.params, given)
-                    log.add(number, numbers)
-                    done = number + 1
-                    if done % LOG_EVERY == 0 or done == total:
-                        progress.set_postfix(loss=log.flush()["loss"])
-                    if done % settings.checkpoint_every == 0 or done == total:
-                        checkpoints.save(done, state)
-                    progress.update(1)
+        state, _ = resumable.run(
+            resumable.Steps(f"adapter_{head.name}", total, facts, draw, taught),
+            state,
+            folder,
+            resumable.Pace(settings.checkpoint_every),
+            metrics=metrics,
+        )
     return state.params
 
 
