@@ -25,18 +25,15 @@ from lrm_jax.labels import Clip, FrameStore
 from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, under
 from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl import Qwen3VL, names
+from lrm_jax.reward_training import resumable
 from lrm_jax.reward_training.config import AdapterTraining
 from lrm_jax.reward_training.course import make_course
 from lrm_jax.reward_training.lessons import Sums, written_loss
-from lrm_jax.reward_training.log import LOG_EVERY, StepLog
 from lrm_jax.reward_training.step import TrainState, finite_update
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.model import RewardModel
-from lrm_jax.run import atomic
-from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.platform import network_options
-from lrm_jax.run.progress import bar
 
 
 def make_step(
@@ -132,43 +129,20 @@ def train_adapter(
                 "times accumulate)"
             )
         course = make_course(settings, model, head, store, clips, Path(folder), make_step)
-        state, total = course.state, course.total
         place = None if model.mesh is None else batch_sharding(model.mesh)
-        with Checkpoints(Path(folder) / "checkpoints", course.facts) as checkpoints:
-            last = checkpoints.latest_valid(state)
-            if last is not None:
-                state = jax.tree.map(jnp.asarray, last.state)
-            begun, bad = int(state.step), Path(folder) / "bad_batch.npz"
 
-            def keep_batch(number: int) -> str:
-                with atomic.writing(bad):
-                    np.savez(bad, **by_name(course.draw(number)))
-                return f"its last batch is in {bad}"
+        def taught(state, number, batch):
+            given = batch if place is None else jax.device_put(batch, place)
+            return course.step(state, model.params, given)
 
-            log = StepLog(
-                metrics, course.name, begun if last is not None else None, keep_batch
-            )
-            with log, bar(total=total, desc=course.name, unit="step", initial=begun) as progress:
-                for number in range(begun, total):
-                    batch = course.draw(number)
-                    given = batch if place is None else jax.device_put(batch, place)
-                    state, numbers = course.step(state, model.params, given)
-                    log.add(number, numbers)
-                    done = number + 1
-                    if done % LOG_EVERY == 0 or done == total:
-                        progress.set_postfix(loss=log.flush()["loss"])
-                    if done % settings.checkpoint_every == 0 or done == total:
-                        checkpoints.save(done, state)
-                    progress.update(1)
+        state, _ = resumable.run(
+            resumable.Steps(course.name, course.total, course.facts, course.draw, taught),
+            course.state,
+            folder,
+            resumable.Pace(settings.checkpoint_every),
+            metrics=metrics,
+        )
     return state.params
-
-
-def by_name(batch: Any) -> dict[str, np.ndarray]:
-    """The arrays of a batch by their places in it ("tokens", "progress.tokens", ...)."""
-    flat = jax.tree_util.tree_leaves_with_path(batch)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in flat
-    }
 
 
 def save_adapter(

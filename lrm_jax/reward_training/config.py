@@ -124,6 +124,8 @@ class RewardTraining:
     start: a reward model's name or folder whose weights training begins with, of the same `size`;
       empty begins from scratch. smoothing: of labels, see `objective.target`. light: share by which
       each frame's brightness and contrast vary.
+    best: a number of validation whose best parameters are kept beside the last, "progress/mae" say.
+    final: which of them the training gives, "last" or "best".
     """
 
     start: str = ""
@@ -137,6 +139,8 @@ class RewardTraining:
     seed: int = field(0, ge=0)
     evaluate_every: int = field(500, ge=1)
     checkpoint_every: int = field(500, ge=1)
+    best: str = ""
+    final: str = field("last", choices=("last", "best"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +13,9 @@ import numpy as np
 
 from lrm_jax.labels import Clip, FrameStore, HeldOut, sentences_of
 from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params
-from lrm_jax.reward_training import validation
+from lrm_jax.reward_training import resumable, validation
 from lrm_jax.reward_training.batches import Sampler
 from lrm_jax.reward_training.config import Phase, RewardTraining
-from lrm_jax.reward_training.log import LOG_EVERY, StepLog
 from lrm_jax.reward_training.nano import nano_config
 from lrm_jax.reward_training.scene_heads import named_heads, scene_heads, thing_heads
 from lrm_jax.reward_training.step import Rows, TrainState, make_optimiser, make_rows, make_step
@@ -29,9 +27,7 @@ from lrm_jax.rewards.model import (
 )
 from lrm_jax.rewards.saving import save_reward_model
 from lrm_jax.rewards.tokenizer import Tokenizer
-from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.errors import UserError, did_you_mean
-from lrm_jax.run.progress import bar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +74,7 @@ def train(
     Raises:
       UserError: clips without labels for a phase's heads, a held-out sentence, frames of another
         size than `settings.size.image_size`, a start of another size, a loss that stays infinite or
-        NaN.
+        NaN (the batch is then in `folder`/bad_batch.npz), a `best` that validation does not give.
     """
     tokenizer = tokenizer or Tokenizer.from_folder(NANO_FOLDER)
     size = (settings.size.image_size,) * 2
@@ -108,37 +104,31 @@ def train(
         "sentences": sentences,
         "start": None if begin is None else begin.facts["model_sha256"],
     }
-    with Checkpoints(Path(folder) / "checkpoints", facts) as checkpoints:
-        last = checkpoints.latest_valid(state)
-        found: dict[str, float] = {}
-        if last is not None:
-            state, found = (
-                jax.tree.map(jnp.asarray, last.state),
-                last.metadata.get("validation", {}),
-            )
-        begun = int(state.step)
-        frames = jax.device_put(store.frames)
-        writer = StepLog(metrics, "reward", begun if last is not None else None)
-        with writer, bar(total=total, desc="reward model", unit="step", initial=begun) as progress:
-            for step in range(begun, total):
-                number = int(np.searchsorted(ends, step, side="right"))
-                running = phases[number]
-                state, numbers = running.step(optimiser)(
-                    state, running.rows.tables, frames, running.draw(step)
-                )
-                writer.add(step, numbers)
-                done = step + 1
-                end_of_phase = done in ends
-                # Phases have different numbers, so no mean is taken across their border.
-                if done % LOG_EVERY == 0 or end_of_phase:
-                    shown = writer.flush(phase=running.phase.name)
-                    progress.set_postfix(phase=running.phase.name, loss=shown["loss"])
-                if validation_clips and (done % settings.evaluate_every == 0 or end_of_phase):
-                    found = running.validate(state.params, frames)
-                    writer.write(done, {f"validation/{k}": v for k, v in found.items()})
-                if done % settings.checkpoint_every == 0 or end_of_phase:
-                    checkpoints.save(done, state, {"validation": found})
-                progress.update(1)
+    frames = jax.device_put(store.frames)
+
+    def phase_of(number: int) -> _Running:
+        return phases[int(np.searchsorted(ends, number, side="right"))]
+
+    def step(state, number, batch):
+        running = phase_of(number)
+        return running.step(optimiser)(state, running.rows.tables, frames, batch)
+
+    def evaluate(params, done):
+        return phase_of(done - 1).validate(params, frames)
+
+    state, found = resumable.run(
+        resumable.Steps(
+            "reward", total, facts, lambda number: phase_of(number).draw(number), step,
+            frozenset(map(int, ends)), lambda number: {"phase": phase_of(number).phase.name},
+        ),
+        state,
+        folder,
+        resumable.Pace(
+            settings.checkpoint_every, settings.evaluate_every, settings.best, settings.final
+        ),
+        evaluate=evaluate if validation_clips else None,
+        metrics=metrics,
+    )  # fmt: skip
     return Trained(config, state.params, nano_heads(), tokenizer, size, found)
 
 

@@ -1,7 +1,15 @@
-"""Checkpoints of a running loop, one folder an iteration, through Orbax."""
+"""Checkpoints of a running loop, one folder an iteration, through Orbax.
+
+A save copies the state to the host and returns; the disk is written beside the steps that follow.
+With several processes all of them make the same calls, over a folder that all of them see; process
+0 writes what all share, and each writes its own shards.
+"""
 
 from __future__ import annotations
 
+import base64
+import functools
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +31,8 @@ class Checkpoint(NamedTuple):
     """The tree that was saved, on the devices of the tree it was restored like."""
     metadata: dict[str, Any]
     """What the caller saved beside it."""
+    data: Any = None
+    """The state of this process's data iterator, as it was given; None where there was none."""
 
 
 class Checkpoints:
@@ -51,34 +61,63 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Ends Orbax's threads."""
+        """Waits for the save under way, as `wait` does, and ends Orbax's threads."""
         if self._manager_ is not None:
-            self._manager_.close()
-            self._manager_ = None
+            try:
+                self.wait()
+            finally:
+                self._manager_.close()
+                self._manager_ = None
+
+    def wait(self) -> None:
+        """Returns once every save is whole on the disk.
+
+        Raises:
+          UserError: it could not be written: the disk is full, say.
+        """
+        if self._manager_ is not None:
+            with atomic.writing(self.folder):
+                self._manager_.wait_until_finished()
 
     def steps(self) -> list[int]:
-        """The iterations stored, ascending, without a look at their content."""
+        """The iterations stored, ascending, without a look at their content; waits for the save
+        under way."""
+        self.wait()
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any] | None = None) -> None:
-        """Stores `state` after iteration `step`; on return it is on the disk.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        data: Any = None,
+    ) -> None:
+        """Begins to store `state` after iteration `step`, and returns once it is copied to the
+        host: the caller may change it or donate its buffers.
+
+        It is on the disk after the next `save` began, or after `wait` or `close`; a kill before
+        leaves the checkpoint before it. What went wrong in writing is raised by whichever of them
+        comes next.
 
         Args:
           step: the iteration, >= 0. One already stored with this number is replaced.
-          state: a pytree of arrays, numbers and typed PRNG keys: parameters, optimiser
-            state, key, iteration.
-          metadata: JSON values to keep with it.
+          state: a pytree of arrays, numbers and typed PRNG keys: parameters, optimiser state, key,
+            iteration. With several processes its jax.Arrays are global ones.
+          metadata: JSON values to keep with it, the same in all processes.
+          data: the state of this process's data iterator: bytes or a JSON value.
         """
         import orbax.checkpoint as ocp
 
         arrays, notes = _orbax_leaves(state)
         facts = {
             "fingerprint": self.fingerprint,
-            "sha256": _digest(arrays),
+            "digests": _digests(arrays),
             "notes": notes,
             "leaves": {k: [list(a.shape), str(a.dtype)] for k, a in arrays.items()},
             "user": atomic.finite(dict(metadata or {})),
+            "data": _gathered(data),
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(facts)
@@ -87,7 +126,6 @@ class Checkpoints:
             for later in [s for s in self.steps() if s >= step]:
                 self._manager.delete(later)  # passed over by latest_valid: the loop redoes them
             self._manager.save(step, args=args, force=True)
-            self._manager.wait_until_finished()
 
     def latest_valid(self, like: Any) -> Checkpoint | None:
         """The newest checkpoint that is whole and was made with these settings, or None.
@@ -98,23 +136,30 @@ class Checkpoints:
           like: a tree of the structure, shapes, dtypes and shardings to restore to, e.g. the
             initial state.
         Raises:
-          UserError: a whole checkpoint of the same settings does not fit `like`.
+          UserError: a whole checkpoint of the same settings does not fit `like`, or was made by
+            another number of processes whose data iterators it holds.
         """
         for step in reversed(self.steps()):
+            reason = arrays = None
             try:
                 facts = self._metadata(step)
                 if facts["fingerprint"] != self.fingerprint:
-                    note(f"{self._path(step)}: made with other settings; not used")
-                    continue
-                arrays = self._arrays(step, like, facts)
+                    reason = "made with other settings; not used"
+                else:
+                    arrays = self._arrays(step, like, facts)
             except UserError:
                 raise
             except Exception as error:  # Orbax reports damage by many types
-                reason = one_line(error)[:200] or type(error).__name__
-                note(f"{self._path(step)}: damaged ({reason}); going back to the one before it")
+                what = one_line(error)[:200] or type(error).__name__
+                reason = f"damaged ({what}); going back to the one before it"
+            if not _all_agree(reason is None):
+                reason = reason or "another process cannot read it; going back to the one before it"
+            if reason is not None:
+                note(f"{self._path(step)}: {reason}")
                 continue
-            state = trees.restore_like(arrays, facts["notes"], like, str(self._path(step)))
-            return Checkpoint(step, state, facts["user"])
+            where = str(self._path(step))
+            state = trees.restore_like(arrays, facts["notes"], like, where)
+            return Checkpoint(step, state, facts["user"], _own(facts["data"], where))
         return None
 
     @property
@@ -124,13 +169,11 @@ class Checkpoints:
 
             with atomic.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            # Synchronous: a loop iteration takes seconds, a save tens of milliseconds, and "saved"
-            # must mean saved.
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
                 step_prefix="step",
                 step_format_fixed_length=6,
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             )
             self._manager_ = ocp.CheckpointManager(self.folder, options=options)
@@ -166,8 +209,9 @@ class Checkpoints:
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         arrays = dict(self._manager.restore(step, args=args).state)
-        if facts["sha256"] and _digest(arrays) != facts["sha256"]:
-            raise ValueError("its checksum does not match")
+        found = _digests(arrays)
+        if wrong := [name for name, digest in facts["digests"].items() if found[name] != digest]:
+            raise ValueError(f"the checksum of {wrong[0]} does not match")
         return arrays
 
 
@@ -190,8 +234,105 @@ def _orbax_leaves(state: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return arrays, notes
 
 
-def _digest(arrays: Mapping[str, Any]) -> str:
-    """Checksum of the contents; "" where a leaf lives partly on other hosts."""
-    if not all(getattr(a, "is_fully_addressable", True) for a in arrays.values()):
-        return ""
-    return trees.tree_digest({k: np.asarray(v) for k, v in arrays.items()})
+def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """A checksum of 64 bits of each array's content, 16 hex digits.
+
+    It is a sum modulo 2^32 of mixed words (twice, with other seeds): whole numbers may be added in
+    any order, so that shards on several devices and hosts give what one array gives, and nothing
+    has to be brought together but the sums.
+    """
+    import jax
+
+    sums = {
+        name: _array_sums(a, np) if isinstance(a, np.ndarray) else _jitted_sums()(a)
+        for name, a in arrays.items()
+        if not isinstance(a, jax.ShapeDtypeStruct)
+    }
+    return {k: "".join(f"{int(word):08x}" for word in v) for k, v in jax.device_get(sums).items()}
+
+
+@functools.cache
+def _jitted_sums():
+    import jax
+
+    return jax.jit(lambda x: _array_sums(x, jax.numpy))
+
+
+def _array_sums(x: Any, xp: Any) -> Any:
+    """Two sums of an array's mixed words, uint32 [2]; `xp` is numpy or jax.numpy."""
+    words = _words(x, xp)
+    place = xp.zeros((), np.uint32)
+    for axis, size in enumerate(words.shape):  # the flat index, without a reshape across shards
+        shape = (1,) * axis + (size,) + (1,) * (words.ndim - axis - 1)
+        place = place * np.uint32(size & 0xFFFFFFFF)
+        place = place + xp.arange(size, dtype=np.uint32).reshape(shape)
+    return xp.stack(
+        [xp.sum(_mixed(words ^ _mixed(place + np.uint32(s))), dtype=np.uint32) for s in (1, 2**31)]
+    )
+
+
+def _words(x: Any, xp: Any) -> Any:
+    """The bits of an array as uint32; 64-bit numbers, which only numpy has here, as two."""
+    if x.dtype == bool:
+        return x.astype(np.uint32)
+    size = np.dtype(x.dtype).itemsize
+    kind = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[size]
+    if xp is np:
+        return np.atleast_1d(np.ascontiguousarray(x)).view(kind).astype(np.uint32)
+    import jax
+
+    return xp.atleast_1d(jax.lax.bitcast_convert_type(x, kind)).astype(np.uint32)
+
+
+def _mixed(x: Any) -> Any:
+    """The finaliser of MurmurHash3: every bit of a word depends on every bit of the argument."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _gathered(data: Any) -> list[Any]:
+    """The iterators' states of all processes, as JSON values."""
+    own = {"bytes": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
+    import jax
+
+    if jax.process_count() == 1:
+        return [own]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(np.asarray(row[:n])).decode())
+        for row, n in zip(rows, lengths, strict=True)
+    ]
+
+
+def _own(gathered: list[Any], where: str) -> Any:
+    """This process's entry of `_gathered`."""
+    import jax
+
+    count = jax.process_count()
+    if all(one.get("json", "") is None for one in gathered):
+        return None
+    if len(gathered) != count:
+        raise UserError(
+            f"{where} holds the data iterators of {len(gathered)} processes, this run has {count}: "
+            "start as many, or begin anew in another work folder"
+        )
+    own = gathered[jax.process_index()]
+    return base64.b64decode(own["bytes"]) if "bytes" in own else own["json"]
+
+
+def _all_agree(fine: bool) -> bool:
+    """Whether `fine` holds in every process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return fine
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(fine)).all())

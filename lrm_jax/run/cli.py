@@ -15,9 +15,10 @@ from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from lrm_jax.run import config as typed_config
+from lrm_jax.run import preemption
 from lrm_jax.run.errors import UserError, did_you_mean, one_line
 
-OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, preemption.STATUS
 _config_names: list[str] = []  # the flags that define_config made
 flags.disclaim_key_flags()  # `--help` of a door lists flags defined through here as the door's own
 
@@ -28,7 +29,8 @@ def run_app(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None)
     Exit status: 0 done (also `--help`, `--helpfull`); 2 the user's input is wrong (`UserError`,
       flags,
     a config file that is missing, raises or lacks an overridden key), with one line on stderr;
-    130 interrupted, with one line; 1 anything else, with the traceback.
+    130 interrupted, with one line; 143 SIGTERM, as a preemption sends, with one line;
+    1 anything else, with the traceback.
 
     Args:
       main: gets the program's name and the arguments that are not flags.
@@ -71,6 +73,7 @@ def reject_arguments(argv: Sequence[str]) -> None:
 
 
 def _status(main: Callable[[list[str]], Any], argv: list[str]) -> int:
+    preemption.install()
     try:
         try:
             rest = _parse(argv)
@@ -90,6 +93,10 @@ def _status(main: Callable[[list[str]], Any], argv: list[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say("interrupted: the same command resumes")
         return INTERRUPTED
+    except preemption.Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _say("terminated: the same command resumes")
+        return TERMINATED
     except SystemExit as error:
         code = error.code
         return code if isinstance(code, int) else OK if code is None else FAILED

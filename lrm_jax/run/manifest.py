@@ -16,6 +16,7 @@ from typing import Any
 from lrm_jax.run import atomic
 from lrm_jax.run import config as typed_config
 from lrm_jax.run.errors import UserError
+from lrm_jax.run.preemption import Terminated
 
 FILE = "manifest.json"
 PACKAGES = (
@@ -93,7 +94,7 @@ def recording(
     try:
         yield
         entry["status"] = "done"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         entry["status"] = "interrupted"
         raise
     except UserError as error:

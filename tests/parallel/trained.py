@@ -11,7 +11,7 @@ import numpy as np
 
 import lrm_jax
 from lrm_jax.lora.transform import factors_of
-from lrm_jax.reward_training import AdapterTraining, Optimiser, adapters
+from lrm_jax.reward_training import AdapterTraining, Optimiser, adapters, resumable
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.run import metrics
 
@@ -30,7 +30,7 @@ def measured(folder: Path) -> dict:
     store, clips = toy.toy_clips(count=8, length=6)
     frames = np.repeat(np.repeat(store.frames, 2, axis=1), 2, axis=2)  # lrm-nano's 64 x 64
     store, out = dataclasses.replace(store, frames=frames), {}
-    adapters.LOG_EVERY = 1  # this process only measures
+    resumable.LOG_EVERY = 1  # this process only measures
     for name, mesh in (("one", None), ("many", MESH)):
         model = lrm_jax.load_reward_model("lrm-nano", mesh=mesh)
         own = folder / name

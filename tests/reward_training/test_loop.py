@@ -9,7 +9,7 @@ import pytest
 import lrm_jax.reward_training.loop as loop
 from lrm_jax.labels import HeldOut
 from lrm_jax.qwen3_vl import Qwen3VL
-from lrm_jax.reward_training import NanoSize, Optimiser, train
+from lrm_jax.reward_training import NanoSize, Optimiser, resumable, train
 from lrm_jax.rewards import load_reward_model
 from lrm_jax.run import metrics
 from lrm_jax.run.errors import UserError
@@ -67,14 +67,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(toy, tmp_path, monkeypatch):
         whole = train(config, store, clips, tmp_path / "whole")
     assert [step._cache_size() for step in compiled] == [1]  # new batches do not recompile
 
-    class Dying(loop.StepLog):
+    class Dying(resumable.StepLog):
         def add(self, step, numbers):
             if step == 4:
                 raise Killed
             super().add(step, numbers)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "StepLog", Dying)
+        patched.setattr(resumable, "StepLog", Dying)
         with pytest.raises(Killed):
             train(config, store, clips, tmp_path / "killed")
     steps = []
@@ -93,8 +93,44 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(toy, tmp_path, monkeypatch):
 def test_a_loss_that_is_lost_stops_the_run(toy, tmp_path):
     short = settings(8, phase=dict(heads={"progress": 1.0}, pairs_per_row=0))
     config = dataclasses.replace(short, optimiser=Optimiser(learning_rate=1e30, warmup_steps=0))
-    with pytest.raises(UserError, match="learning_rate"):
+    with pytest.raises(UserError, match=r"learning_rate.*bad_batch\.npz"):
         train(config, *toy, tmp_path)
+    assert np.load(tmp_path / "bad_batch.npz")["frames"].shape == (4, 3)
+
+
+def test_best_parameters(toy, tmp_path):
+    """A learning rate that ruins the network later: the best are those of the first evaluation."""
+    store, clips = toy
+    phase = dict(heads={"progress": 1.0}, pairs_per_row=0)
+    config = dataclasses.replace(
+        settings(4, phase=phase, evaluate_every=1, checkpoint_every=2, best="progress/mae"),
+        optimiser=Optimiser(learning_rate=0.3, warmup_steps=3),
+    )
+
+    def made(folder, **change):
+        kept = dataclasses.replace(config, **change)
+        return train(
+            kept, store, clips[:40], folder, validation_clips=clips[40:], metrics=folder
+        )
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    made(tmp_path / "a")
+    lines = [row for row in metrics.read(tmp_path / "a") if "validation/progress/mae" in row]
+    errors = {row["step"]: row["validation/progress/mae"] for row in lines}
+    assert list(errors) == [1, 2, 3, 4]
+    best = min(errors, key=errors.get)
+    assert errors[4] > errors[best]
+    chosen = made(tmp_path / "b", final="best")
+    assert chosen.validation["progress/mae"] == errors[best]
+    again = made(tmp_path / "b", final="best")  # finished: read from the disk
+    equal(again.params, chosen.params)
+    with pytest.raises(UserError, match="did you mean 'progress/mae'"):
+        made(tmp_path, best="progress/mea")
+    with pytest.raises(UserError, match="no episodes to evaluate"):
+        train(config, store, clips, tmp_path)
+    with pytest.raises(UserError, match="name the number"):
+        made(tmp_path, best="", final="best")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from lrm_jax.run.checkpoints import Checkpoints
+from lrm_jax.run.checkpoints import Checkpoints, _digests
 from lrm_jax.run.errors import UserError
 
 SETTINGS = {"lr": 0.1}
@@ -68,6 +69,75 @@ def test_restores_the_latest_exactly(three):
     assert _bytes(found.state) == _bytes(_state(12))
     assert type(found.state["step"]) is int and found.state["count"] == 2**40 + 12
     assert isinstance(found.state["params"]["w"], jax.Array)
+
+
+def test_a_save_does_not_wait_for_the_disk(tmp_path):
+    """Buffers are donated and numpy leaves overwritten while the save is under way."""
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    with Checkpoints(tmp_path, SETTINGS, keep=5) as checkpoints:
+        early = 0
+        state = {"jax": jnp.zeros((300, 1000)), "numpy": np.zeros(300_000)}
+        for step in range(4):
+            checkpoints.save(step, state)
+            early += step not in committed(tmp_path)
+            state["jax"] = add(state["jax"])
+            state["numpy"] += 1
+        assert early >= 2  # 4 MB are not written in no time
+        checkpoints.wait()
+        assert committed(tmp_path) == {0, 1, 2, 3}
+        found = checkpoints.latest_valid(state)
+    assert found.step == 3
+    assert (found.state["jax"] == 3).all() and (found.state["numpy"] == 3).all()
+
+
+def committed(folder):
+    return {int(p.name[-6:]) for p in folder.glob("step_??????")}
+
+
+def test_a_save_that_fails_is_told_later(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "c", SETTINGS) as checkpoints:
+        checkpoints.save(0, _state(0))
+        checkpoints.wait()
+        import orbax.checkpoint as ocp
+
+        def full(*args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            checkpoints.wait()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("data", [b"\x00\xffgrain", {"next": 7, "of": [1, None]}, None])
+def test_the_iterators_state_is_kept(tmp_path, data):
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(1, _state(1), data=data)
+        assert checkpoints.latest_valid(_state(0)).data == data
+
+
+def test_iterators_of_another_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("lrm_jax.run.checkpoints._gathered", lambda data: [{"json": data}] * 2)
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(1, _state(1), data=3)
+        with pytest.raises(UserError, match="of 2 processes, this run has 1"):
+            checkpoints.latest_valid(_state(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
+def test_the_checksum_sees_every_bit_and_place(dtype):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, (7, 5, 3)).astype(jnp.dtype(dtype))
+    (one,) = _digests({"x": values}).values()
+    assert _digests({"x": jnp.asarray(values)}) == {"x": one}
+    seen = {one}
+    for place in range(values.size):
+        other = values.copy()
+        flat = other.reshape(-1).view(np.uint8)
+        flat[place * values.itemsize] ^= 1
+        seen |= set(_digests({"x": other}).values())
+    seen |= set(_digests({"x": values[::-1]}).values())
+    assert len(seen) == values.size + 2
 
 
 def test_nothing_there(tmp_path):
@@ -149,6 +219,7 @@ def loop(folder):
             step += 1
             state = {"w": np.full(50_000, step, np.float32), "step": step}
             checkpoints.save(step, state, {})
+            checkpoints.wait()
             print("saved", step, flush=True)
 
 for line in sys.stdin:
