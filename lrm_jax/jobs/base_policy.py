@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lrm_jax import envs
 from lrm_jax.jobs.collect import collect_stage
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.parallel.mesh import make_mesh, replicated, under
 from lrm_jax.policies import (
     CloneConfig,
     Policy,
@@ -52,20 +54,30 @@ class BasePolicyJob:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """What rollouts need, made once so that nothing compiles twice."""
+    """What rollouts need, made once so that nothing compiles twice.
+
+    mesh: what environments, the reward model and the learner are cut over; None for one device.
+    """
 
     env: envs.Env
     render: Any
     policy: Policy
     vocabulary: Vocabulary
+    mesh: Mesh | None = None
 
     @classmethod
-    def make(cls, env: EnvSettings, policy: PolicyConfig) -> "World":
-        """Environment, renderer and policy network for these settings."""
+    def make(cls, env: EnvSettings, policy: PolicyConfig, mesh: str = "") -> "World":
+        """Environment, renderer and policy network for these settings; `mesh` such as "data=2", ""
+        for one device."""
+        over = make_mesh(mesh) if mesh else None  # before anything starts JAX's backends
         made = env.make()
         vocabulary = Vocabulary.of(made.instructions)
         network = Policy(policy, vocabulary.size, made.proprio_size)
-        return cls(made, make_render_fn(made, env.size, env.size), network, vocabulary)
+        return cls(made, make_render_fn(made, env.size, env.size), network, vocabulary, over)
+
+    def placed(self, tree: Any) -> Any:
+        """`tree` copied to every device of the mesh; itself without one."""
+        return tree if self.mesh is None else jax.device_put(tree, replicated(self.mesh))
 
     def fresh(self, seed: int) -> Any:
         """Untrained policy variables."""
@@ -119,9 +131,12 @@ def play_episodes(
     """The paired episodes of a policy, under a progress bar."""
     keys = episode_keys(settings.seed, settings.episodes)
     size = settings.batch
-    with bar(total=settings.episodes, desc=label, unit="episode") as progress:
+    with (
+        under(world.mesh),
+        bar(total=settings.episodes, desc=label, unit="episode") as progress,
+    ):
         return evaluate(
-            world.env, world.render, world.policy, variables, keys, batch=size,
+            world.env, world.render, world.policy, world.placed(variables), keys, batch=size,
             on_batch=lambda done, _: progress.update(done - (done - 1) // size * size),
         )  # fmt: skip
 

@@ -29,8 +29,8 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     def checkpoint() -> None:
         atomic.write_json(workdir / "timing.json", watch.table())
 
-    world = World.make(job.env, job.policy)
-    model = load_reward_model(job.reward.model)
+    world = World.make(job.env, job.policy, job.mesh)
+    model = load_reward_model(job.reward.model, mesh=world.mesh)
     manifest.update(
         workdir.path, hashes=model.facts,
         seeds={

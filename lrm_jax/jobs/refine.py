@@ -27,6 +27,7 @@ from lrm_jax.jobs.base_policy import (
     evaluation_stage,
 )
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.parallel.mesh import under
 from lrm_jax.policies import CloneConfig, PolicyConfig
 from lrm_jax.rewards.judges import load_judge
 from lrm_jax.rewards.model import RewardModel, load_reward_model
@@ -56,6 +57,7 @@ class RefineJob:
     job: str = "refine"
     arms: tuple[str, ...] = ("vlm",)
     seeds: tuple[int, ...] = (0,)
+    mesh: str = ""
     equal_budget: Literal["", "frames", "judgements"] = ""
     env: EnvSettings = field(default_factory=EnvSettings)
     demonstrations: CollectSettings = field(default_factory=CollectSettings)
@@ -189,8 +191,11 @@ def refine_stage(
     def compute(folder: Path) -> None:
         setup = dataclasses.replace(job.refine, privileged_reward=arm in ORACLES)
         rng = jax.random.PRNGKey(seed + 1_000)
-        fresh = init_state(variables, setup, rng)
-        with Checkpoints(stage.scratch / "checkpoints", stage.fingerprint) as checkpoints:
+        fresh = world.placed(init_state(variables, setup, rng))
+        with (
+            under(world.mesh),
+            Checkpoints(stage.scratch / "checkpoints", stage.fingerprint) as checkpoints,
+        ):
             found = checkpoints.latest_valid(fresh)
             state: RefineState = fresh if found is None else found.state
             done = int(state.iteration)
@@ -259,9 +264,9 @@ def spent(job: RefineJob, arm: str, iterations: list[dict]) -> dict[str, Any]:
 def run(raw, workdir: Workdir) -> dict:
     """Refine with every arm and seed of the config; writes summary.json and a Markdown table."""
     job = config.build(RefineJob, raw)
-    world = World.make(job.env, job.policy)
+    world = World.make(job.env, job.policy, job.mesh)
     needs_model = any(arm in MODEL_ARMS for arm in job.arms)
-    model = load_reward_model(job.reward.model) if needs_model else None
+    model = load_reward_model(job.reward.model, mesh=world.mesh) if needs_model else None
     if model is not None:
         manifest.update(workdir.path, hashes=model.facts)
     rows = []

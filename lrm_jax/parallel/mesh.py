@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrm_jax.parallel import rows
 from lrm_jax.run.errors import UserError, did_you_mean
+from lrm_jax.run.platform import backend_started
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # what the rows of a batch are cut over
@@ -60,10 +62,14 @@ class MeshConfig:
         rest = 1 if -1 in sizes.values() else -1
         return cls(**{"data": 1, "fsdp": rest, "tensor": 1, **sizes})
 
+    @property
+    def known(self) -> int:
+        """The product of the sizes that are given: the fewest devices that will do."""
+        return math.prod(s for s in (self.data, self.fsdp, self.tensor) if s != -1)
+
     def shape(self, devices: int) -> tuple[int, int, int]:
         """The three sizes for that many devices; UserError if they do not use each device once."""
-        sizes = [self.data, self.fsdp, self.tensor]
-        known = math.prod(s for s in sizes if s != -1)
+        sizes, known = [self.data, self.fsdp, self.tensor], self.known
         if -1 in sizes and devices % known == 0:
             sizes[sizes.index(-1)] = devices // known
         if math.prod(sizes) != devices:
@@ -89,11 +95,17 @@ def make_mesh(
     The axes are of the automatic kind: `jax.make_mesh` would make explicit ones, under which each
     product and reshape has to name its sharding.
 
+    A machine whose only device is its CPU becomes as many devices as the sizes ask for, if JAX has
+    not started its backends yet. Programs whose parts never meet then use as many cores: physics
+    alone would stay on one (`lrm_jax.benchmarks.refine --mesh=data=2`).
+
     Raises:
       UserError: the sizes do not fit the devices.
     """
     config = MeshConfig.parse(config) if isinstance(config, str) else config
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        ask_for_cores(config)
+        devices = jax.devices()
     kinds = (AxisType.Auto,) * len(AXES)
     shape = config.shape(len(devices))
     try:
@@ -101,6 +113,15 @@ def make_mesh(
     except NotImplementedError:  # no axis of the mesh fits whole axes of the slice: split those
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=kinds)
+
+
+def ask_for_cores(config: MeshConfig | str) -> None:
+    """Makes the CPU as many devices as the sizes that are given ask for, where nothing has decided
+    their number; call it before JAX starts its backends. UserError where that is no mesh."""
+    count = (MeshConfig.parse(config) if isinstance(config, str) else config).known
+    decided = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if count > 1 and not decided and not backend_started() and not jax.distributed.is_initialized():
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def under(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

@@ -24,13 +24,16 @@ Index = tuple[slice, ...]
 Read = Callable[[str, Index], np.ndarray]
 
 
-def assemble(leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding, read: Read) -> jax.Array:
+def assemble(
+    leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding | None, read: Read
+) -> jax.Array:
     """The leaf as a global array; this process reads the shards of its own devices, each once.
 
     Args:
       leaf: which tensors, and how they lie in the tree.
       dtype: of the result.
-      sharding: of the leaf [*leaf.tree_shape].
+      sharding: of the leaf [*leaf.tree_shape]; None for one shard on the default device, to which
+        it is then not tied (an uncommitted array).
       read: (tensor's name, one slice a dimension of the file's tensor) to that part of it.
     Returns:
       `dtype` [*leaf.tree_shape]. On the host there is never more than one shard, or one layer of
@@ -38,14 +41,19 @@ def assemble(leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding, read:
     """
     shape = leaf.tree_shape
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-        holders.setdefault(bounds, []).append(device)
+    if sharding is None:
+        holders[tuple((0, n) for n in shape)] = [None]
+    else:
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+            holders.setdefault(bounds, []).append(device)
     shards = []
     for bounds, devices in holders.items():
         size = math.prod(stop - start for start, stop in bounds) * dtype.itemsize
         build = _on_device if leaf.stacked and size > STAGING_BYTES else _on_host
         shards += build(leaf, dtype, bounds, devices, read)
+    if sharding is None:
+        return shards[0]
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 

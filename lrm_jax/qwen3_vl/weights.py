@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -59,8 +58,9 @@ def read_params(
 ) -> dict[str, Any]:
     """The parameter tree of a checkpoint folder.
 
-    Names, shapes and types are all checked before anything is read; from then on one leaf at a time
-    is in host memory, and with `shardings` one shard of it or less.
+    Names, shapes and types are all checked before anything is read; from then on there is one
+    shard of one leaf at a time in host memory, or one layer of it where shards are large
+    (`shards.STAGING_BYTES`).
 
     Args:
       folder: holds `model.safetensors`, or shards and `model.safetensors.index.json`.
@@ -99,14 +99,8 @@ def read_params(
             node = tree
             for key in leaf.path[:-1]:
                 node = node.setdefault(key, {})
-            if homes is not None:
-                home = homes[leaf.path]
-                node[leaf.path[-1]] = shards.assemble(leaf, kind, home, tensors.read_part)
-                continue
-            array = np.empty(leaf.tree_shape, kind)
-            for i, name in enumerate(leaf.names):
-                array[i if leaf.stacked else ...] = leaf.from_file(tensors.read(name))
-            node[leaf.path[-1]] = jnp.asarray(array)
+            home = None if homes is None else homes[leaf.path]
+            node[leaf.path[-1]] = shards.assemble(leaf, kind, home, tensors.read_part)
     return tree
 
 

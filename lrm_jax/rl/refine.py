@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.parallel.mesh import ROW_AXES
+from lrm_jax.parallel.rows import shards
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.rl import ppo, stopping
 from lrm_jax.rl.gae import gae
@@ -221,6 +223,11 @@ def refine(
         raise UserError(
             f"{config.num_envs} environments x {length} chunks do not divide into "
             f"{config.ppo.minibatches} minibatches"
+        )
+    if config.num_envs % shards(ROW_AXES):
+        raise UserError(
+            f"{config.num_envs} environments do not divide into the {shards(ROW_AXES)} parts that "
+            "the mesh cuts rows into"
         )
     state = init_state(variables, config, rng) if state is None else state
     rows = list(history)

@@ -125,6 +125,11 @@ def loading(folder: Path) -> dict:
     tracemalloc.stop()
     expected = np.stack([files[n].T for n in leaf.names])
     np.testing.assert_array_equal(got, expected)
+    tracemalloc.start()
+    got = shards.assemble(leaf, np.dtype(np.float32), None, slices)  # whole, without a mesh
+    out["peak_whole"] = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(got, expected)
     out["leaf"] = expected.nbytes
     return out
 

@@ -79,6 +79,8 @@ def test_loading_holds_less_than_a_shard(measured):
     found = measured["loading"]
     assert found["leaf"] == 32 << 20
     assert found["peak"] < found["leaf"] / 8
+    # Without a mesh too: a layer as the file has it, and as the tree has it.
+    assert found["peak_whole"] < found["leaf"] / 4
 
 
 def test_checkpoints_move_between_meshes(measured):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -74,3 +78,26 @@ def test_axes_are_automatic_and_constraints_do_nothing_without_a_mesh():
 def test_wrong_processes(arguments, message):
     with pytest.raises(UserError, match=message):
         mesh.start_processes(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("", "{'data': 3, 'fsdp': 1, 'tensor': 1}"),
+        ("--xla_force_host_platform_device_count=1", "multiple of 3"),
+    ],
+)
+def test_a_cpu_becomes_as_many_devices_as_are_asked_for(flags, says):
+    """Unless the user's own flags have decided."""
+    program = "from lrm_jax.parallel.mesh import make_mesh; print(dict(make_mesh('data=3').shape))"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert says in done.stdout + done.stderr
+
+
+def test_backends_that_run_are_left_alone():
+    count = len(jax.devices())
+    with pytest.raises(UserError, match=f"there are {count}"):
+        mesh.make_mesh(f"data={count + 1}")
