@@ -120,10 +120,13 @@ def judgements(settings: RewardSettings, decisions: int, environments: int) -> i
 
 def untrained(model: RewardModel, seed: int = 0) -> RewardModel:
     """The same network, prompts and tokenizer with random weights; no adapters, no calibration."""
+    drawn = init_params(model.model, jax.random.key(seed))
+    params = jax.tree.map(  # as wide as the model's own, and where they are
+        lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), drawn, model.params
+    )
     return dataclasses.replace(
-        model, params=init_params(model.model, jax.random.key(seed)), adapters={},
-        adapter_folders={}, calibration={}, _engines={},
-    )  # fmt: skip
+        model, params=params, adapters={}, adapter_folders={}, calibration={}, _engines={}
+    )
 
 
 def make_reward(

@@ -20,6 +20,7 @@ from lrm_jax.jobs.arms import CONTROLS, JUDGE_ARMS, MODEL_ARMS, ORACLES, RewardS
 from lrm_jax.jobs.base_policy import EvaluationSettings, World, clone_stage, evaluation_stage
 from lrm_jax.jobs.refine import RefineJob, check_equal_budget, compare, refine_stage, spent
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.policies import CloneConfig, PolicyConfig
 from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.rl.refine import RefineConfig
@@ -43,8 +44,9 @@ class EvidenceJob:
 
     tasks: name -> environment. arms: name -> reward, and refinement settings in place of `refine`.
     seeds: a seed sets demonstrations, clone and refinement; episodes are the same for all.
+    mesh: what a refinement is cut over, such as "data=2"; "" is one device.
     oracle: the arm whose gain the others' is a share of; "" is none.
-    equal_budget: refuse arms whose budgets differ; mesh: devices; see `RefineJob` for both.
+    equal_budget: refuse arms whose budgets differ, see `RefineJob`.
     effect, power: the gain that the power calculation plans for, and how surely.
     """
 
@@ -52,8 +54,8 @@ class EvidenceJob:
     tasks: dict[str, EnvSettings] = field(default_factory=lambda: {"PutOnPlate": EnvSettings()})
     arms: dict[str, ArmSettings] = field(default_factory=lambda: {"vlm": ArmSettings()})
     seeds: tuple[int, ...] = field((0, 1, 2, 3, 4), ge=0)
-    oracle: str = "oracle"
     mesh: str = ""
+    oracle: str = "oracle"
     equal_budget: Literal["", "frames", "judgements"] = "frames"
     effect: float = field(0.05, gt=0, lt=1)
     power: float = field(0.8, gt=0, lt=1)
@@ -194,7 +196,9 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     """Play all cells; writes cells.json, summary.json, table.md and report.html."""
     job = config.build(EvidenceJob, raw)
     asked = [own.reward for own in job.arms.values() if own.reward.arm in MODEL_ARMS]
-    model = load_reward_model(asked[0].model, mesh=job.mesh or None) if asked else None
+    # Equal meshes are one mesh: the model's is that of every task's world.
+    mesh = make_mesh(job.mesh) if job.mesh else None
+    model = load_reward_model(asked[0].model, mesh=mesh) if asked else None
     hashes = {} if model is None else model.facts
     manifest.update(
         workdir.path, hashes=hashes,

@@ -43,7 +43,7 @@ def toy(monkeypatch):
     """The job's world is a point among two dots, its clone an untrained policy."""
     vocabulary = Vocabulary.of(SENTENCES)
 
-    def make(env, policy):
+    def make(env, policy, mesh):
         return World(ENV, draw, Policy(policy, vocabulary.size, 2), vocabulary)
 
     def clone(workdir, job, seed, world):
