@@ -77,10 +77,10 @@ def train(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
+    for folder in map(str.strip, sys.stdin):
         child = os.fork()
         if child == 0:
             print("pid", os.getpid(), flush=True)
-            cli.run_app(lambda argv: train(line.strip()), ["killed_run"])
+            cli.run_app(lambda argv, folder=folder: train(folder), ["killed_run"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print("status", status, flush=True)

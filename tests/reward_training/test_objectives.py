@@ -92,7 +92,8 @@ def test_unknown_labels_cost_nothing():
 # --- through train_adapter ---
 
 SETTINGS = AdapterTraining(
-    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), rows=8, steps=4, remat="none", checkpoint_every=2,
+    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), rows=8,
+    steps=4, remat="none", checkpoint_every=2,
     optimiser=Optimiser(learning_rate=1e-2, warmup_steps=1),
 )  # fmt: skip
 
