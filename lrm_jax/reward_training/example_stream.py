@@ -13,7 +13,7 @@ import numpy as np
 
 from lrm_jax.episodes.mixture import Drawn, Mixture
 from lrm_jax.labels import ClipSettings, ExampleSettings, FrameStore, HeldOut, make_clips
-from lrm_jax.reward_training.adapters import examples_of
+from lrm_jax.reward_training.lessons import examples_of
 from lrm_jax.rewards.heads import Head
 from lrm_jax.run.errors import UserError
 
