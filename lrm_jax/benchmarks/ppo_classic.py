@@ -31,11 +31,11 @@ from lrm_jax.run.progress import note
 
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Training seeds of each learner.", 1)
-_ITERATIONS = flags.DEFINE_integer("iterations", 30, "Updates of each learner.", 3)
+_ITERATIONS = flags.DEFINE_integer("iterations", 60, "Updates of each learner.", 3)
 _ENVS = flags.DEFINE_integer("envs", 64, "Environments.", 2)
 _LENGTH = flags.DEFINE_integer("length", 200, "Control steps of an episode.", 10)
 _UNROLL = flags.DEFINE_integer("unroll", 25, "Steps of the peer's unrolls.", 1)
-_TARGET = flags.DEFINE_float("target", 0.9, "Share of the best reward that counts as learnt.")
+_TARGET = flags.DEFINE_float("target", 0.85, "Share of the best reward that counts as learnt.")
 
 MINIBATCHES, EPOCHS = 16, 4
 LR, DISCOUNT, DECAY, CLIP = 1e-3, 0.97, 0.95, 0.2
