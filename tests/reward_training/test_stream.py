@@ -12,7 +12,7 @@ from lrm_jax.episodes.lerobot_writer import write_lerobot
 from lrm_jax.episodes.lrm_sim import write_lrm_sim
 from lrm_jax.labels import ClipSettings, ExampleSettings, make_clips
 from lrm_jax.reward_training import stream
-from lrm_jax.reward_training.adapters import examples_of
+from lrm_jax.reward_training.lessons import examples_of
 from lrm_jax.rewards.heads import default_heads
 from lrm_jax.run import config
 from lrm_jax.run.errors import UserError
