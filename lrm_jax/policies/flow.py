@@ -29,7 +29,6 @@ from dataclasses import dataclass
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from lrm_jax.policies.distribution import ChunkNormal
 from lrm_jax.run.config import field
