@@ -10,12 +10,17 @@ refinement every step has the deviation that cloning measured.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lrm_jax.policies.config import PolicyConfig, raw_std
+
+# Uniform: a program of many truncated normals takes long to compile.
+Dense = partial(nn.Dense, kernel_init=nn.initializers.lecun_uniform())
 
 
 def time_features(times: jax.Array, size: int) -> jax.Array:
@@ -34,22 +39,22 @@ class Velocity(nn.Module):
     def __call__(self, seen, chunks, times):
         f = self.config.flow
         # What is seen is the same for all K: its layer runs once.
-        x = nn.Dense(f.hidden, name="seen")(seen)[:, None]
-        x = x + nn.Dense(f.hidden, use_bias=False, name="chunk")(
+        x = Dense(f.hidden, name="seen")(seen)[:, None]
+        x = x + Dense(f.hidden, use_bias=False, name="chunk")(
             chunks.reshape(*chunks.shape[:2], -1)
         )
-        clock = nn.Dense(f.hidden, name="clock")(time_features(times, f.time_size))
-        state = nn.silu(clock + nn.Dense(f.hidden, name="context")(seen)[:, None])
+        clock = Dense(f.hidden, name="clock")(time_features(times, f.time_size))
+        state = nn.silu(clock + Dense(f.hidden, name="context")(seen)[:, None])
         small = nn.initializers.normal(0.02)
         for i in range(f.blocks):
-            film = nn.Dense(2 * f.hidden, kernel_init=small, name=f"film_{i}")(state)
+            film = Dense(2 * f.hidden, kernel_init=small, name=f"film_{i}")(state)
             scale, shift = jnp.split(film, 2, -1)
             y = nn.LayerNorm(use_fast_variance=False, name=f"norm_{i}")(x) * (1.0 + scale) + shift
-            y = nn.silu(nn.Dense(f.hidden, name=f"in_{i}")(y))
-            x = x + nn.Dense(f.hidden, name=f"out_{i}")(y)
+            y = nn.silu(Dense(f.hidden, name=f"in_{i}")(y))
+            x = x + Dense(f.hidden, name=f"out_{i}")(y)
         x = nn.silu(nn.LayerNorm(use_fast_variance=False, name="norm")(x))
         size = chunks.shape[-2] * chunks.shape[-1]
-        flat = nn.Dense(size, kernel_init=nn.initializers.normal(0.01), name="velocity")(x)
+        flat = Dense(size, kernel_init=nn.initializers.normal(0.01), name="velocity")(x)
         return flat.reshape(chunks.shape)
 
 
@@ -61,8 +66,8 @@ class Noise(nn.Module):
     @nn.compact
     def __call__(self, seen, times):
         f = self.config.flow
-        clock = nn.Dense(f.noise_hidden, name="clock")(time_features(times, f.time_size))
-        x = nn.tanh(clock + nn.Dense(f.noise_hidden, name="seen")(seen)[:, None])
+        clock = Dense(f.noise_hidden, name="clock")(time_features(times, f.time_size))
+        x = nn.tanh(clock + Dense(f.noise_hidden, name="seen")(seen)[:, None])
         return nn.Dense(
             self.config.action_size, kernel_init=nn.initializers.zeros, use_bias=False, name="std"
         )(x)
