@@ -92,7 +92,8 @@ def test_unknown_labels_cost_nothing():
 # --- through train_adapter ---
 
 SETTINGS = AdapterTraining(
-    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), rows=8, steps=4, remat="none", checkpoint_every=2,
+    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+    rows=8, steps=4, remat="none", checkpoint_every=2,
     optimiser=Optimiser(learning_rate=1e-2, warmup_steps=1),
 )  # fmt: skip
 
@@ -162,7 +163,7 @@ def test_dpo_goes_on_from_an_adapter(model, world, alone, tmp_path, monkeypatch)
     training.save_adapter(tmp_path / "sft", alone["completion"], SETTINGS, model)
     settings = dataclasses.replace(
         SETTINGS, objective="dpo", beta=1.0, steps=12, start=str(tmp_path / "{head}"),
-        optimiser=Optimiser(learning_rate=3e-2, warmup_steps=1),
+        optimiser=Optimiser(learning_rate=5e-3, warmup_steps=1),
     )  # fmt: skip
     (tmp_path / "completion").symlink_to(tmp_path / "sft")
     monkeypatch.setattr(training, "LOG_EVERY", 1)
@@ -172,7 +173,8 @@ def test_dpo_goes_on_from_an_adapter(model, world, alone, tmp_path, monkeypatch)
     rows = metrics.read(tmp_path / "whole", "adapter_completion")
     # The first update has a learning rate of 0: policy and reference are the same twice.
     assert abs(rows[0]["loss"] - np.log(2)) < 1e-4 and abs(rows[0]["preference_margin"]) < 1e-3
-    assert rows[-1]["loss"] < 0.6 and rows[-1]["preference_margin"] > 0.1
+    late = {k: np.mean([r[k] for r in rows[6:]]) for k in rows[0] if "preference" in k}
+    assert late["preference_accuracy"] > 0.7 and late["preference_margin"] > 0.1
     for name in ("a", "b"):
         moved = [
             np.abs(new[name] - old[name]).max()
@@ -215,12 +217,15 @@ def test_an_expectation_is_learnt(model, world, tmp_path):
         optimiser=Optimiser(learning_rate=2e-2, warmup_steps=1),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LOG_EVERY", 5)
+        patch.setattr(training, "LOG_EVERY", 1)
         training.train_adapter(settings, model, head, *world, tmp_path, metrics=tmp_path)
     rows = metrics.read(tmp_path, "adapter_completion")
-    # From a coin's 0.5 to what the frequencies alone give, 2 x 1/6 x 5/6.
-    assert abs(rows[0]["mae"] - 0.5) < 0.1 and rows[-1]["mae"] < 0.36
-    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+    early, late = (
+        {k: np.mean([r[k] for r in part]) for k in ("loss", "mae")}
+        for part in (rows[:1], rows[-10:])
+    )
+    # From about a coin's 0.5 to what the frequencies alone give, 2 x 1/6 x 5/6 = 0.28.
+    assert early["mae"] > 0.42 and late["mae"] < 0.36 and late["loss"] < early["loss"]
 
 
 def test_all_weights_of_a_small_model(model, world, tmp_path):
