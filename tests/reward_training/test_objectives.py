@@ -13,7 +13,7 @@ import torch
 from lrm_jax import lora
 from lrm_jax.reward_training import AdapterTraining, Optimiser, dpo, objective
 from lrm_jax.reward_training import adapters as training
-from lrm_jax.reward_training.course import make_optimiser
+from lrm_jax.reward_training.course import beginning, make_optimiser
 from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import load_reward_model
@@ -269,19 +269,30 @@ def test_norms_and_biases_do_not_decay():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(rank=4), "other ranks or modules"),
+        (dict(rank=2), "other ranks or modules"),
         (dict(alpha=5.0), "another alpha"),
         (dict(targets=("q_proj",)), "other ranks or modules"),
         (dict(start="/no/such/folder"), "/no/such/folder"),
     ],
 )
-def test_a_start_that_does_not_fit(model, world, alone, tmp_path, change, message):
+def test_a_start_that_does_not_fit(model, alone, tmp_path, change, message):
     training.save_adapter(tmp_path / "sft", alone["completion"], SETTINGS, model)
     settings = dataclasses.replace(SETTINGS, **(dict(start=str(tmp_path / "sft")) | change))
     with pytest.raises(UserError, match=message):
-        training.train_adapter(
-            settings, model, by_name(model.heads)["completion"], *world, tmp_path
-        )
+        beginning(settings, model, by_name(model.heads)["completion"])
+
+
+def test_a_start_is_what_training_begins_with(model, alone, tmp_path):
+    """With the settings' own dropout, which the folder's does not decide."""
+    training.save_adapter(tmp_path, alone["completion"], SETTINGS, model)
+    settings = dataclasses.replace(SETTINGS, start=str(tmp_path), dropout=0.25)
+    tree = beginning(settings, model, by_name(model.heads)["completion"])
+    for (_, new), (_, old) in zip(
+        *(lora.transform.factors_of(t["lora"]) for t in (tree, alone["completion"])), strict=True
+    ):
+        assert (new["dropout"] == 0.25).all()
+        for name in ("a", "b", "scale"):
+            np.testing.assert_array_equal(new[name], old[name])
 
 
 @pytest.mark.parametrize(
