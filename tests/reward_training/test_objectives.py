@@ -13,7 +13,7 @@ import torch
 from lrm_jax import lora
 from lrm_jax.reward_training import AdapterTraining, Optimiser, dpo, objective
 from lrm_jax.reward_training import adapters as training
-from lrm_jax.reward_training.course import make_optimiser
+from lrm_jax.reward_training.course import beginning, make_optimiser
 from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import load_reward_model
@@ -92,8 +92,8 @@ def test_unknown_labels_cost_nothing():
 # --- through train_adapter ---
 
 SETTINGS = AdapterTraining(
-    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), rows=8,
-    steps=4, remat="none", checkpoint_every=2,
+    rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+    rows=8, steps=4, remat="none", checkpoint_every=2,
     optimiser=Optimiser(learning_rate=1e-2, warmup_steps=1),
 )  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_dpo_goes_on_from_an_adapter(model, world, alone, tmp_path, monkeypatch)
     training.save_adapter(tmp_path / "sft", alone["completion"], SETTINGS, model)
     settings = dataclasses.replace(
         SETTINGS, objective="dpo", beta=1.0, steps=12, start=str(tmp_path / "{head}"),
-        optimiser=Optimiser(learning_rate=3e-2, warmup_steps=1),
+        optimiser=Optimiser(learning_rate=5e-3, warmup_steps=1),
     )  # fmt: skip
     (tmp_path / "completion").symlink_to(tmp_path / "sft")
     monkeypatch.setattr(training, "LOG_EVERY", 1)
@@ -173,7 +173,8 @@ def test_dpo_goes_on_from_an_adapter(model, world, alone, tmp_path, monkeypatch)
     rows = metrics.read(tmp_path / "whole", "adapter_completion")
     # The first update has a learning rate of 0: policy and reference are the same twice.
     assert abs(rows[0]["loss"] - np.log(2)) < 1e-4 and abs(rows[0]["preference_margin"]) < 1e-3
-    assert rows[-1]["loss"] < 0.6 and rows[-1]["preference_margin"] > 0.1
+    late = {k: np.mean([r[k] for r in rows[6:]]) for k in rows[0] if "preference" in k}
+    assert late["preference_accuracy"] > 0.7 and late["preference_margin"] > 0.1
     for name in ("a", "b"):
         moved = [
             np.abs(new[name] - old[name]).max()
@@ -216,12 +217,15 @@ def test_an_expectation_is_learnt(model, world, tmp_path):
         optimiser=Optimiser(learning_rate=2e-2, warmup_steps=1),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LOG_EVERY", 5)
+        patch.setattr(training, "LOG_EVERY", 1)
         training.train_adapter(settings, model, head, *world, tmp_path, metrics=tmp_path)
     rows = metrics.read(tmp_path, "adapter_completion")
-    # From a coin's 0.5 to what the frequencies alone give, 2 x 1/6 x 5/6.
-    assert abs(rows[0]["mae"] - 0.5) < 0.1 and rows[-1]["mae"] < 0.36
-    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+    early, late = (
+        {k: np.mean([r[k] for r in part]) for k in ("loss", "mae")}
+        for part in (rows[:1], rows[-10:])
+    )
+    # From about a coin's 0.5 to what the frequencies alone give, 2 x 1/6 x 5/6 = 0.28.
+    assert early["mae"] > 0.42 and late["mae"] < 0.36 and late["loss"] < early["loss"]
 
 
 def test_all_weights_of_a_small_model(model, world, tmp_path):
@@ -265,19 +269,30 @@ def test_norms_and_biases_do_not_decay():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(rank=4), "other ranks or modules"),
+        (dict(rank=2), "other ranks or modules"),
         (dict(alpha=5.0), "another alpha"),
         (dict(targets=("q_proj",)), "other ranks or modules"),
         (dict(start="/no/such/folder"), "/no/such/folder"),
     ],
 )
-def test_a_start_that_does_not_fit(model, world, alone, tmp_path, change, message):
+def test_a_start_that_does_not_fit(model, alone, tmp_path, change, message):
     training.save_adapter(tmp_path / "sft", alone["completion"], SETTINGS, model)
     settings = dataclasses.replace(SETTINGS, **(dict(start=str(tmp_path / "sft")) | change))
     with pytest.raises(UserError, match=message):
-        training.train_adapter(
-            settings, model, by_name(model.heads)["completion"], *world, tmp_path
-        )
+        beginning(settings, model, by_name(model.heads)["completion"])
+
+
+def test_a_start_is_what_training_begins_with(model, alone, tmp_path):
+    """With the settings' own dropout, which the folder's does not decide."""
+    training.save_adapter(tmp_path, alone["completion"], SETTINGS, model)
+    settings = dataclasses.replace(SETTINGS, start=str(tmp_path), dropout=0.25)
+    tree = beginning(settings, model, by_name(model.heads)["completion"])
+    for (_, new), (_, old) in zip(
+        *(lora.transform.factors_of(t["lora"]) for t in (tree, alone["completion"])), strict=True
+    ):
+        assert (new["dropout"] == 0.25).all()
+        for name in ("a", "b", "scale"):
+            np.testing.assert_array_equal(new[name], old[name])
 
 
 @pytest.mark.parametrize(
