@@ -81,6 +81,6 @@ if __name__ == "__main__":
         child = os.fork()
         if child == 0:
             print("pid", os.getpid(), flush=True)
-            cli.run_app(lambda argv: train(line.strip()), ["killed_run"])
+            cli.run_app(lambda argv, folder=line.strip(): train(folder), ["killed_run"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print("status", status, flush=True)
