@@ -253,7 +253,10 @@ def make_step(
             labelled[rows.contrastive.name] = jnp.sum(jnp.isfinite(batch.closer))
         # Every part takes each of its rows from another shard's, so that none moves.
         parts = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch
+            lambda x: jnp.swapaxes(
+                x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1
+            ),
+            batch,
         )
 
         def part(number, own):
