@@ -19,7 +19,9 @@ def start(devices: int, mesh: str, folder: Path, count: int = 1) -> list[subproc
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, str(HERE / "spread.py"), str(devices), mesh, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "LRM_JAX_CACHE": "off"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(HERE.parents[1]), "LRM_JAX_CACHE": str(folder / "cache")
+    }  # fmt: skip
     return [
         subprocess.Popen(
             [*command, coordinator, str(count), str(number)], env=environment, text=True,
