@@ -24,7 +24,8 @@ class RewardJob:
 
     env, collect: the training episodes. held_out, evaluate: the episodes of the open-loop table,
     whose sentences training must not contain. validation_episodes: the last so many training
-    episodes only validate. mesh: devices to train over, such as "data=-1"; empty for one. bars: what the table's metrics should reach, by name.
+    episodes only validate. mesh: devices to train over, such as "data=-1"; empty for one. bars:
+    what the table's metrics should reach, by name.
     """
 
     job: str = "reward"
