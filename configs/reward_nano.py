@@ -64,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "batch": 16 if small else 128, "seed": 200,
             },
             "validation_episodes": 4 if small else 128,
+            "mesh": "",
             "training": {
                 "optimiser": {"learning_rate": 1.5e-3, "warmup_steps": 100},
                 "clips": {"wrong_sentences": 2, "rewinds": 0.2},

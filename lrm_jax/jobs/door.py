@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from lrm_jax.parallel.joining import join_from_environment
 from lrm_jax.parallel.mesh import ask_for_cores
 from lrm_jax.run import cli, manifest
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -33,6 +34,7 @@ def run_job(
     job = config.value.get("job", None)
     if job not in jobs:
         raise UserError(f"config.job is {job!r}: {did_you_mean(str(job), jobs)}")
+    join_from_environment()
     ask_for_cores(config.value.get("mesh", ""))  # the manifest starts JAX's backends
     module = importlib.import_module(f"lrm_jax.jobs.{job}")
     with Workdir(workdir.value or f"runs/{cli.config_name()}") as folder:

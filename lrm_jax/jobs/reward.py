@@ -9,6 +9,7 @@ from lrm_jax.jobs.open_loop import judge
 from lrm_jax.jobs.scene_facts import with_facts
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.labels import FrameStore, HeldOut, make_clips
+from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.reward_training import RewardTraining, train
 from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run import config
@@ -23,7 +24,8 @@ class RewardJob:
 
     env, collect: the training episodes. held_out, evaluate: the episodes of the open-loop table,
     whose sentences training must not contain. validation_episodes: the last so many training
-    episodes only validate. bars: what the table's metrics should reach, by name.
+    episodes only validate. mesh: devices to train over, such as "data=-1"; empty for one. bars:
+    what the table's metrics should reach, by name.
     """
 
     job: str = "reward"
@@ -33,6 +35,7 @@ class RewardJob:
     evaluate: CollectSettings = field(default_factory=CollectSettings)
     training: RewardTraining = field(default_factory=RewardTraining)
     validation_episodes: int = field(128, ge=1)
+    mesh: str = ""
     bars: tuple[tuple[str, float], ...] = ()
 
 
@@ -69,5 +72,5 @@ def _train(job: RewardJob, arrays, scratch: Path, workdir: Workdir):
     return train(
         job.training, store, [c for c in clips if c.episode < last], scratch,
         validation_clips=[c for c in clips if c.episode >= last], held_out=held,
-        metrics=workdir.path,
+        metrics=workdir.path, mesh=make_mesh(job.mesh) if job.mesh else None,
     )  # fmt: skip

@@ -124,6 +124,7 @@ class RewardTraining:
     start: a reward model's name or folder whose weights training begins with, of the same `size`;
       empty begins from scratch. smoothing: of labels, see `objective.target`. light: share by which
       each frame's brightness and contrast vary.
+    accumulate: a batch goes through in so many parts. remat: what the backward pass computes again.
     best: a number of validation whose best parameters are kept beside the last, "progress/mae" say.
     final: which of them the training gives, "last" or "best".
     """
@@ -137,6 +138,8 @@ class RewardTraining:
     smoothing: float = field(0.0, ge=0)
     light: float = field(0.08, ge=0, lt=1)
     seed: int = field(0, ge=0)
+    accumulate: int = field(1, ge=1)
+    remat: str = field("none", choices=("none", "dots", "full"))
     evaluate_every: int = field(500, ge=1)
     checkpoint_every: int = field(500, ge=1)
     best: str = ""

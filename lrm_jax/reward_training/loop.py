@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lrm_jax.labels import Clip, FrameStore, HeldOut, sentences_of
-from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params
+from lrm_jax.parallel import rules
+from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, replicated, under
+from lrm_jax.parallel.placement import put, whole
+from lrm_jax.qwen3_vl import Config, Qwen3VL, init_params, sharding
 from lrm_jax.reward_training import resumable, validation
 from lrm_jax.reward_training.batches import Sampler
 from lrm_jax.reward_training.config import Phase, RewardTraining
@@ -57,6 +62,7 @@ def train(
     held_out: HeldOut | None = None,
     tokenizer: Tokenizer | None = None,
     metrics: str | os.PathLike[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Trains a nano reward model from scratch.
 
@@ -71,6 +77,9 @@ def train(
       held_out: sentences that must not be trained on; checked once more here.
       tokenizer: that of lrm-nano by default.
       metrics: a folder for `metrics.jsonl` and TensorBoard events.
+      mesh: to train over: rows cut over data and fsdp, parameters as `qwen3_vl.sharding` says,
+        frames copied. With several processes each calls this with the same arguments; `folder` is
+        one that all see.
     Raises:
       UserError: clips without labels for a phase's heads, a held-out sentence, frames of another
         size than `settings.size.image_size`, a start of another size, a loss that stays infinite or
@@ -85,15 +94,20 @@ def train(
     (held_out or HeldOut(())).check(c.task for c in clips)
     sentences = sentences_of([*clips, *validation_clips])
     config = nano_config(settings.size, tokenizer)
-    model = Qwen3VL(config)
+    model = Qwen3VL(config, remat=settings.remat)
     total = sum(p.steps for p in settings.phases)
     if total < 1:
         raise UserError("config.phases: there are no steps to train")
     optimiser = make_optimiser(settings.optimiser, total)
     begin = load_reward_model(settings.start) if settings.start else None
-    state = _start(model, optimiser, settings.seed, begin)
+    state, homes = _start(model, optimiser, settings.seed, begin), None
+    if mesh is not None:
+        cut = sharding.homes(config, mesh)
+        moments = rules.follow(state.optimiser, state.params, cut, mesh)
+        homes = TrainState(cut, moments, replicated(mesh))
+        state = put(state, homes)
     phases = [
-        _Running(p, settings, clips, validation_clips, sentences, tokenizer, model)
+        _Running(p, settings, clips, validation_clips, sentences, tokenizer, model, homes, mesh)
         for p in settings.phases
     ]
     ends = np.cumsum([p.steps for p in settings.phases])
@@ -104,32 +118,34 @@ def train(
         "sentences": sentences,
         "start": None if begin is None else begin.facts["model_sha256"],
     }
-    frames = jax.device_put(store.frames)
+    frames = jax.device_put(store.frames) if mesh is None else put(store.frames, replicated(mesh))
 
     def phase_of(number: int) -> _Running:
         return phases[int(np.searchsorted(ends, number, side="right"))]
 
     def step(state, number, batch):
         running = phase_of(number)
-        return running.step(optimiser)(state, running.rows.tables, frames, batch)
+        return running.step(optimiser)(state, running.tables, frames, running.place(batch))
 
     def evaluate(params, done):
         return phase_of(done - 1).validate(params, frames)
 
-    state, found = resumable.run(
-        resumable.Steps(
-            "reward", total, facts, lambda number: phase_of(number).draw(number), step,
-            frozenset(map(int, ends)), lambda number: {"phase": phase_of(number).phase.name},
-        ),
-        state,
-        folder,
-        resumable.Pace(
-            settings.checkpoint_every, settings.evaluate_every, settings.best, settings.final
-        ),
-        evaluate=evaluate if validation_clips else None,
-        metrics=metrics,
-    )  # fmt: skip
-    return Trained(config, state.params, nano_heads(), tokenizer, size, found)
+    with under(mesh):
+        state, found = resumable.run(
+            resumable.Steps(
+                "reward", total, facts, lambda number: phase_of(number).draw(number), step,
+                frozenset(map(int, ends)), lambda number: {"phase": phase_of(number).phase.name},
+            ),
+            state,
+            folder,
+            resumable.Pace(
+                settings.checkpoint_every, settings.evaluate_every, settings.best, settings.final
+            ),
+            evaluate=evaluate if validation_clips else None,
+            metrics=metrics,
+        )  # fmt: skip
+    params = state.params if mesh is None else whole(state.params, mesh)
+    return Trained(config, params, nano_heads(), tokenizer, size, found)
 
 
 def _start(model: Qwen3VL, optimiser: Any, seed: int, begin: RewardModel | None) -> TrainState:
@@ -148,8 +164,9 @@ class _Running:
     """A phase with its rows, sampler and compiled step; each is made when it is first used."""
 
     def __init__(
-        self, phase: Phase, settings, clips, validation_clips, sentences, tokenizer, model
-    ):
+        self, phase: Phase, settings, clips, validation_clips, sentences, tokenizer, model,
+        homes: TrainState | None, mesh: Mesh | None,
+    ):  # fmt: skip
         known = by_name((*nano_heads(), *scene_heads(), *thing_heads(), *named_heads()))
         for name in phase.heads:
             if name not in known:
@@ -158,7 +175,16 @@ class _Running:
             raise UserError(
                 f"config.phases ({phase.name}).heads: name at least one head and its weight"
             )
+        parts = settings.accumulate
+        if mesh is not None:
+            parts *= math.prod(mesh.shape[axis] for axis in ROW_AXES)
+        if phase.rows % parts:
+            raise UserError(
+                f"config.phases ({phase.name}).rows is {phase.rows}: it must be a multiple of "
+                f"{parts} (shards of the mesh times accumulate)"
+            )
         self.phase, self._settings, self._model = phase, settings, model
+        self._homes, self._mesh = homes, mesh
         heads = [known[n] for n in phase.heads]
         size = (settings.size.image_size,) * 2
         self.rows: Rows = make_rows(
@@ -169,6 +195,9 @@ class _Running:
             model.config,
             size,
         )
+        self.tables = self.rows.tables
+        if mesh is not None:
+            self.tables = put(self.tables, replicated(mesh))
         names = [h.name for h in self.rows.heads]
         self._sampler = Sampler(clips, sentences, names, phase, settings.examples, settings.seed)
         self.draw = self._sampler.batch
@@ -188,13 +217,21 @@ class _Running:
         if self._step is None:
             s = self._settings
             self._step = make_step(
-                self._model, self.rows, self.phase.heads, optimiser, s.smoothing, s.light, s.seed
-            )
+                self._model, self.rows, self.phase.heads, optimiser, s.smoothing, s.light, s.seed,
+                s.accumulate, self._homes,
+            )  # fmt: skip
         return self._step
+
+    def place(self, batch):
+        """A batch where the step takes it."""
+        return batch if self._mesh is None else put(batch, batch_sharding(self._mesh))
 
     def validate(self, params, frames) -> dict[str, float]:
         if self._validate is None:
-            self._validate = validation.make_validate(self._model, self.rows)
+            home = None if self._mesh is None else replicated(self._mesh)
+            self._validate = validation.make_validate(self._model, self.rows, home)
         # The same batches every time, so that the numbers can be compared.
         batches = [self._held.batch(i) for i in range(validation.BATCHES)]
-        return validation.validate(self._validate, self.rows, params, frames, batches)
+        return validation.validate(
+            self._validate, self.rows, params, self.tables, frames, batches, self.place
+        )

@@ -129,7 +129,7 @@ def run(
         last = checkpoints.latest_valid(state)
         found: dict[str, float] = {}
         if last is not None:
-            state = jax.tree.map(jnp.asarray, last.state)
+            state = _on_devices(last.state)
             found = last.metadata.get("validation", {})
             best.value = last.metadata.get("best")
             if data is not None:
@@ -205,7 +205,12 @@ class _Best:
                 f"the best parameters in {self._checkpoints.folder} cannot be read: choose "
                 "final=last, or delete the checkpoints and train again"
             )
-        return jax.tree.map(jnp.asarray, kept.state), kept.metadata["validation"]
+        return _on_devices(kept.state), kept.metadata["validation"]
+
+
+def _on_devices(tree: Any) -> Any:
+    """Leaves as jax.Arrays; those that are, which other processes may hold in part, as they are."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), tree)
 
 
 def by_place(batch: Any) -> dict[str, np.ndarray]:

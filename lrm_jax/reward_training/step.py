@@ -220,25 +220,65 @@ def make_step(
     smoothing: float,
     light: float,
     seed: int,
+    accumulate: int = 1,
+    homes: TrainState | None = None,
 ):
     """The jitted step: (state, tables, frames, batch) -> (state, metrics); the state is donated.
+
+    accumulate: the batch goes through in so many parts, with the losses and gradients of the whole.
+    homes: where the state's leaves lie on a mesh; metrics are then copied to all its devices.
 
     metrics: "loss" and "loss_HEAD", float32 []; "grad_norm"; "finite", bool [], False if the loss
     or a gradient is not, in which case the state is returned as it was.
     """
 
-    def loss_of(params, tables, frames, batch, rng):
+    def loss_of(params, tables, frames, batch, rng, labelled=None):
         answers, compared = predict(model, rows, params, tables, frames, batch, light, rng)
         found = losses(rows, answers, compared, batch, smoothing)
-        total = sum(weights[name] * value for name, (value, _) in found.items())
-        return total, {f"loss_{name}": value for name, (value, _) in found.items()}
+        values = {name: value for name, (value, _) in found.items()}
+        if labelled is not None:  # a part's share of the mean over the whole batch
+            values = {
+                name: value * count / jnp.maximum(labelled[name], 1)
+                for name, (value, count) in found.items()
+            }
+        total = sum(weights[name] * value for name, value in values.items())
+        return total, {f"loss_{name}": value for name, value in values.items()}
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    gradients = jax.value_and_grad(loss_of, has_aux=True)
+
+    def in_parts(params, tables, frames, batch, rng):
+        labelled = {h.name: jnp.sum(jnp.isfinite(batch.labels[..., i]))
+                    for i, h in enumerate(rows.heads)}  # fmt: skip
+        if rows.pair is not None:
+            labelled[rows.contrastive.name] = jnp.sum(jnp.isfinite(batch.closer))
+        # Every part takes each of its rows from another shard's, so that none moves.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(
+                x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1
+            ),
+            batch,
+        )
+
+        def part(number, own):
+            key = jax.random.fold_in(rng, number)
+            return gradients(params, tables, frames, own, key, labelled)
+
+        shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(
+            lambda carry, given: (jax.tree.map(jnp.add, carry, part(*given)), None),
+            zeros, (jnp.arange(accumulate), parts),
+        )[0]  # fmt: skip
+
+    placed = {}
+    if homes is not None:
+        placed = {"out_shardings": (homes, homes.step)}
+
+    @functools.partial(jax.jit, donate_argnums=0, **placed)
     def step(state: TrainState, tables, frames, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tables, frames, batch, rng
-        )
+        taken = gradients if accumulate == 1 else in_parts
+        (loss, metrics), grads = taken(state.params, tables, frames, batch, rng)
         norm = optax.global_norm(grads)
         params, moments, finite = finite_update(
             optimiser, loss, norm, grads, state.params, state.optimiser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ from lrm_jax.rewards.scoring import normalise
 BATCHES = 8
 
 
-def make_validate(model: Qwen3VL, rows: Rows) -> Callable[..., Any]:
+def make_validate(model: Qwen3VL, rows: Rows, home: Any = None) -> Callable[..., Any]:
     """The jitted forward: (params, tables, frames, batch) -> expected values [B, K, H], and [B, P]
-    or None."""
+    or None; on a mesh with `home` as their sharding."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=home)
     def run(params, tables, frames, batch):
         answers, compared = predict(model, rows, params, tables, frames, batch)
         expected = [
@@ -36,13 +37,19 @@ def make_validate(model: Qwen3VL, rows: Rows) -> Callable[..., Any]:
 
 
 def validate(
-    run: Callable[..., Any], rows: Rows, params: Any, frames: jax.Array, batches: Sequence[Batch]
+    run: Callable[..., Any],
+    rows: Rows,
+    params: Any,
+    tables: Any,
+    frames: jax.Array,
+    batches: Sequence[Batch],
+    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> dict[str, float]:
     """Errors over `batches`: HEAD/mae for answers on a scale, HEAD/accuracy for yes-or-no and for
-    pairs."""
+    pairs. place: brings a batch to the devices of a mesh."""
     expected, compared = [], []
     for batch in batches:
-        one, two = run(params, rows.tables, frames, batch)
+        one, two = run(params, tables, frames, place(batch))
         expected.append(np.asarray(one))
         compared.append(None if two is None else np.asarray(two))
     found: dict[str, float] = {}

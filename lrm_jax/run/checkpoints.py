@@ -244,7 +244,7 @@ def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
     import jax
 
     sums = {
-        name: _array_sums(a, np) if isinstance(a, np.ndarray) else _jitted_sums()(a)
+        name: _array_sums(a, np) if isinstance(a, np.ndarray) else _jitted_sums(_everywhere(a))(a)
         for name, a in arrays.items()
         if not isinstance(a, jax.ShapeDtypeStruct)
     }
@@ -252,10 +252,20 @@ def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
 
 
 @functools.cache
-def _jitted_sums():
+def _jitted_sums(home: Any):
     import jax
 
-    return jax.jit(lambda x: _array_sums(x, jax.numpy))
+    return jax.jit(lambda x: _array_sums(x, jax.numpy), out_shardings=home)
+
+
+def _everywhere(array: Any) -> Any:
+    """Where all processes can read what is computed from an array; None for wherever."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    sharding = array.sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
 
 
 def _array_sums(x: Any, xp: Any) -> Any:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lrm_jax.run import atomic
+from lrm_jax.run import atomic, processes
 from lrm_jax.run import config as typed_config
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.preemption import Terminated
@@ -76,8 +76,11 @@ def recording(
 
     `runs` lists each start in this folder with its times and status ("done", "failed",
     "interrupted", or "running" if it was killed), so a resumed run keeps the history of its earlier
-    tries.
+    tries. Of several processes the first writes.
     """
+    if not processes.is_first():
+        yield
+        return
     runs: list[dict[str, Any]] = []
     with contextlib.suppress(UserError):  # none yet, or damaged: begin a new history
         runs = list(atomic.read_json(Path(folder) / FILE).get("runs", []))

@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lrm_jax.run import atomic, config
+from lrm_jax.run import atomic, config, processes
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import note
 
@@ -22,7 +23,7 @@ _MARK = "stage.json"  # a stage folder is complete if and only if it holds this 
 
 
 class Workdir:
-    """A run's folder, held by one process at a time.
+    """A run's folder, held by one process at a time, or by all processes of one run.
 
     Use as a context manager, or call `close`. Layout:
 
@@ -41,6 +42,12 @@ class Workdir:
         self.path = Path(path).expanduser().absolute()
         self._shown = str(path)
         self._made = not self.path.exists()
+        self._lock: int | None = None
+        if processes.is_first():
+            self._open(path)
+        processes.wait_for_all(f"work folder {self.path.name}")
+
+    def _open(self, path: str | os.PathLike[str]) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -49,7 +56,7 @@ class Workdir:
                 f"work folder {path} cannot be written ({error.strerror}): "
                 "choose another with --workdir=DIR"
             ) from error
-        self._lock: int | None = handle
+        self._lock = handle
         self._acquire(handle)
         self._clean()
 
@@ -166,10 +173,10 @@ class Stage:
         Where an older result has to be computed again, a line on stderr says why.
         """
         if self._done is None:
-            why = self._why_not()
+            why = self._why_not() if processes.is_first() else ""
             if why:
                 note(f"{self.name}: {why}; computing it again")
-            self._done = why is None
+            self._done = processes.as_first(why is None)
         return self._done
 
     @property
@@ -185,6 +192,12 @@ class Stage:
         Emptied first if an earlier try had other settings.
         """
         folder = self._root / f".{self.name}.work"
+        if processes.is_first():
+            self._own_scratch(folder)
+        processes.wait_for_all(f"scratch {self.name}")
+        return folder
+
+    def _own_scratch(self, folder: Path) -> None:
         owner = folder / "fingerprint"
         if folder.exists() and (not owner.exists() or owner.read_text() != self.fingerprint):
             if owner.exists():
@@ -196,15 +209,20 @@ class Stage:
             folder.mkdir(parents=True, exist_ok=True)
         if not owner.exists():
             atomic.write_bytes(owner, self.fingerprint.encode())
-        return folder
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
         """Gives an empty folder to fill; on leaving the block normally it becomes the stage's
         result.
 
-        An exception or a kill leaves the stage as it was before.
+        An exception or a kill leaves the stage as it was before. Of several processes each fills a
+        folder, and the first one's counts.
         """
+        if not processes.is_first():
+            with tempfile.TemporaryDirectory() as other:
+                yield Path(other)
+            self._published()
+            return
         temporary = self._root / f".{self.name}.tmp"
         with atomic.writing(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -213,7 +231,9 @@ class Stage:
         try:
             with atomic.writing(temporary):
                 yield temporary
+            processes.wait_for_all(f"stage {self.name} computed")
             self._finish(temporary, time.monotonic() - started)
+            processes.wait_for_all(f"stage {self.name} published")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -227,6 +247,12 @@ class Stage:
             with self.write() as folder:
                 compute(folder)
         return load(self.path)
+
+    def _published(self) -> None:
+        """What the others do while the first process finishes the stage."""
+        processes.wait_for_all(f"stage {self.name} computed")
+        processes.wait_for_all(f"stage {self.name} published")
+        self._done = True
 
     def _finish(self, temporary: Path, seconds: float) -> None:
         files = {

@@ -7,6 +7,7 @@ end "done DIGEST", the SHA-256 of its parameters. "status N" follows when it is 
 from an iterator with a state of its own, and metrics are written, as in a real run.
 """
 
+import functools
 import hashlib
 import os
 import sys
@@ -53,7 +54,7 @@ class Counter:
         self._rng.bit_generator.state = state
 
 
-def train(folder: str) -> None:
+def train(folder: str, argv: list[str]) -> None:
     store, clips = toy.toy_clips(count=8, length=6)
     phase = dict(heads={"progress": 1.0}, pairs_per_row=0, rows=4, frames_per_row=1)
     settings = toy.settings(STEPS, phase=phase, checkpoint_every=3)
@@ -81,6 +82,6 @@ if __name__ == "__main__":
         child = os.fork()
         if child == 0:
             print("pid", os.getpid(), flush=True)
-            cli.run_app(lambda argv, folder=folder: train(folder), ["killed_run"])
+            cli.run_app(functools.partial(train, folder), ["killed_run"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print("status", status, flush=True)

@@ -98,41 +98,6 @@ def test_a_loss_that_is_lost_stops_the_run(toy, tmp_path):
     assert np.load(tmp_path / "bad_batch.npz")["frames"].shape == (4, 3)
 
 
-def test_best_parameters(toy, tmp_path):
-    """A learning rate that ruins the network later: the best are those of the first evaluation."""
-    store, clips = toy
-    phase = dict(heads={"progress": 1.0}, pairs_per_row=0)
-    config = dataclasses.replace(
-        settings(4, phase=phase, evaluate_every=1, checkpoint_every=2, best="progress/mae"),
-        optimiser=Optimiser(learning_rate=0.3, warmup_steps=3),
-    )
-
-    def made(folder, **change):
-        kept = dataclasses.replace(config, **change)
-        return train(
-            kept, store, clips[:40], folder, validation_clips=clips[40:], metrics=folder
-        )
-
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    made(tmp_path / "a")
-    lines = [row for row in metrics.read(tmp_path / "a") if "validation/progress/mae" in row]
-    errors = {row["step"]: row["validation/progress/mae"] for row in lines}
-    assert list(errors) == [1, 2, 3, 4]
-    best = min(errors, key=errors.get)
-    assert errors[4] > errors[best]
-    chosen = made(tmp_path / "b", final="best")
-    assert chosen.validation["progress/mae"] == errors[best]
-    again = made(tmp_path / "b", final="best")  # finished: read from the disk
-    equal(again.params, chosen.params)
-    with pytest.raises(UserError, match="did you mean 'progress/mae'"):
-        made(tmp_path, best="progress/mea")
-    with pytest.raises(UserError, match="no episodes to evaluate"):
-        train(config, store, clips, tmp_path)
-    with pytest.raises(UserError, match="name the number"):
-        made(tmp_path, best="", final="best")
-
-
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -162,7 +162,11 @@ def test_help(call, flag):
     assert err == ""
 
 
-def test_ctrl_c(folder):
+@pytest.mark.parametrize(
+    "sent, status, words",
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_ctrl_c_and_preemption(folder, sent, status, words):
     process = subprocess.Popen(
         [sys.executable, "door.py", "--config=good.py", "--task=sleep"],
         stdout=subprocess.PIPE,
@@ -175,10 +179,10 @@ def test_ctrl_c(folder):
     )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert err == "interrupted: the same command resumes\n"
+    assert process.returncode == status
+    assert err == f"{words}: the same command resumes\n"
 
 
 def test_did_you_mean():
