@@ -26,7 +26,7 @@ def drawer(name: str, y: float, height: float, half_width: float, depth: float) 
     low, half = -height + 0.008, depth / 2
     return f"""
     <body name="{name}" pos="{FRONT} {y} {height}">
-      <joint name="{name}" type="slide" axis="1 0 0" range="0 {TRAVEL}" damping="12"
+      <joint name="{name}" type="slide" axis="1 0 0" range="0 {TRAVEL}" damping="8"
              armature="0.05"/>
       <inertial mass="0.3" pos="0 0 0" diaginertia="0.001 0.001 0.001"/>
       <geom name="{name}_front" type="box" size="0.006 {half_width} {height - 0.005}" {HIDDEN}/>
@@ -115,17 +115,17 @@ class OpenDrawer(Tabletop):
         knob = facts["knobs"][number]
         # Misses go to the front, where there is nothing to run into.
         missing = (plan.mode == expert.MISS) | (plan.mode == expert.RETRY)
-        aim = jnp.where(missing, jnp.abs(plan.aim) * jnp.array([1.0, 0.7]), 0.7 * plan.aim)
+        aim = jnp.where(missing, jnp.abs(plan.aim) * jnp.array([1.0, 0.7]), 0.4 * plan.aim)
         at = knob[:2] + aim
         far = jnp.where(plan.mode == expert.NEAR_MISS, 0.05, TRAVEL - 0.02)
         left = far - facts["opened"][number]
         target = state.info["target"].position
         pull = jnp.stack([facts["tcp"][0] + left, target[1], knob[2]])
         return expert.waypoints(target, facts["tcp"], plan, [
-            Stage(jnp.append(at, config.hover + 0.01), 1, 0.012, 0.04, way=0.15),
-            Stage(jnp.append(at, knob[2]), 1, 0.02, 0.008),
+            Stage(jnp.append(at, config.hover + 0.01), 1, 0.008, 0.04, way=0.15),
+            Stage(jnp.append(at, knob[2]), 1, 0.008, 0.008),
             Stage(None, -1, hold=4),
-            Stage(pull, -1, 0.012, 0.03, way=0.12, step=0.012),
+            Stage(pull, -1, 0.012, 0.03, way=0.12, step=0.008),
             Stage(None, 1, hold=3),
             Stage(jnp.append(target[:2], 0.16), 1),
         ], facts["grasped"])  # fmt: skip

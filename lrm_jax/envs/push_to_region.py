@@ -26,7 +26,7 @@ from lrm_jax.envs.tabletop import (
 from lrm_jax.envs.wordings import Wordings
 
 HALF = (0.045, 0.045, 0.02)  # of a block; the gripper opens 0.08 [m]
-REGION = ((0.5, 0.18), (0.13, 0.075))  # |centre| and half sides in x and y [m]
+REGION = ((0.5, 0.18), (0.15, 0.075))  # |centre| and half sides in x and y [m]
 ROWS = (0.425, 0.575)  # x of the two blocks [m]
 _PUSH_HEIGHT, _TOOL = 0.024, 0.018  # of the tool's centre; half the closed fingers' width [m]
 

@@ -46,8 +46,8 @@ def run(raw, workdir: Workdir) -> dict:
     """Collect the episodes of ``config.collect``; writes stages/episodes and summary.json."""
     job = config.build(CollectJob, raw)
     _, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
-    own = arrays["named"][:, 0] * 2 + arrays["named"][:, 1]
-    done = np.take_along_axis(arrays["success"][:, -1], own[:, None], 1)[:, 0]
+    own = arrays["own"][:, None]
+    done = np.take_along_axis(arrays["success"][:, -1], own, 1)[:, 0]
     summary = {
         "episodes": len(done),
         "success_by_mode": {
