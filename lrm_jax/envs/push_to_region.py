@@ -15,7 +15,6 @@ from lrm_jax.envs.tabletop import (
     BETWEEN,
     FLAT,
     HIDDEN,
-    ON_TABLE,
     PADS,
     SOLID,
     Layout,
@@ -111,7 +110,7 @@ class PushToRegion(Tabletop):
         at, goal = facts["blocks"][number], facts["regions"][region]
         way = jnp.sign(goal[1])
         contact = HALF[1] + _TOOL
-        x = at[0] + 0.5 * plan.aim[0]
+        x = at[0] + 0.3 * plan.aim[0]
         short = jnp.where(plan.mode == expert.NEAR_MISS, 0.06, 0.0)
         end = goal[1] + jnp.where(short > 0, 0.0, 0.5 * plan.place[1]) - way * (contact + short)
         behind = at[1] - way * (contact + 0.025)

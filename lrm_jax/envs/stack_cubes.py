@@ -9,6 +9,7 @@ from lrm_jax.envs.base import State
 from lrm_jax.envs.placement import free_pose, scatter
 from lrm_jax.envs.tabletop import (
     BETWEEN,
+    FIRM,
     GRIPPED,
     ON_TABLE,
     PADS,
@@ -54,7 +55,7 @@ class StackCubes(Tabletop):
         contacts += [(p, b, GRIPPED) for p in PADS for b in names]
         contacts += [("cube0", "cube1", BETWEEN)]
         bodies = "".join(block(name, (CUBE_HALF,) * 3, 0.1 * i) for i, name in enumerate(names))
-        return world("stack_cubes", timestep, bodies, contacts)
+        return world("stack_cubes", timestep, bodies, contacts, FIRM)
 
     def layout(self, k_place: jax.Array, k_yaw: jax.Array) -> Layout:
         """Two cubes in the workspace, at least MIN_GAP apart."""

@@ -26,7 +26,7 @@ def project(env: Env, points: np.ndarray) -> np.ndarray:
 
 
 def scene_facts(env: Env, arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """For each (cube, plate) of a scene: facts about that cube and plate in every frame, float32 [E*T] by name.
+    """For each (cube, plate) of a scene: facts about them in every frame, float32 [E*T] by name.
 
     UserError: the task has no cubes and plates.
     """
