@@ -10,6 +10,7 @@ from lrm_jax.envs.expert import Stage
 from lrm_jax.envs.placement import free_pose, scatter
 from lrm_jax.envs.tabletop import (
     BETWEEN,
+    FIRM,
     GRIPPED,
     ON_TABLE,
     PADS,
@@ -23,7 +24,7 @@ from lrm_jax.envs.wordings import Wordings
 
 HALF = (0.06, 0.012, 0.012)  # of a peg [m]
 LIFTED = 0.12  # height from which a peg counts as lifted [m]
-LEVEL = 0.3  # largest sine of its axis against the horizontal
+LEVEL = 0.45  # largest sine of its axis against the horizontal
 WORKSPACE = ((0.43, 0.58), (-0.18, 0.18))
 MIN_GAP = 0.14
 
@@ -31,7 +32,7 @@ MIN_GAP = 0.14
 class LiftPeg(Tabletop):
     """Grasp the named peg near its middle, lift it and hold it level to the end."""
 
-    horizon = 60
+    horizon = 70
     groups = (2,)
     alternatives = ((0,), (1,))
     mentions = alternatives
@@ -55,8 +56,8 @@ class LiftPeg(Tabletop):
         contacts = [("table", b, ON_TABLE) for b in names]
         contacts += [(p, b, GRIPPED) for p in PADS for b in names]
         contacts += [("peg0", "peg1", BETWEEN)]
-        bodies = "".join(block(name, HALF, 0.1 * i, mass=0.04) for i, name in enumerate(names))
-        return world("lift_peg", timestep, bodies, contacts)
+        bodies = "".join(block(name, HALF, 0.1 * i, mass=0.06) for i, name in enumerate(names))
+        return world("lift_peg", timestep, bodies, contacts, FIRM)
 
     def layout(self, k_place: jax.Array, k_yaw: jax.Array) -> Layout:
         """Two pegs across the fingers' line, at least MIN_GAP apart."""
@@ -90,13 +91,13 @@ class LiftPeg(Tabletop):
         facts, named = self.facts(state), state.info["named"]
         number = jnp.where(plan.mode == expert.WRONG_CUBE, 1 - named[0], named[0])
         missing = (plan.mode == expert.MISS) | (plan.mode == expert.RETRY)
-        at = facts["pegs"][number][:2] + plan.aim * jnp.where(missing, 1.0, 0.5)
+        at = facts["pegs"][number][:2] + plan.aim * jnp.where(missing, 1.0, 0.2)
         top = jnp.where(plan.mode == expert.NEAR_MISS, 0.085, 0.175)
         target = state.info["target"].position
         return expert.waypoints(target, facts["tcp"], plan, [
-            Stage(jnp.append(at, config.hover), 1, 0.010, 0.04, way=0.15),
-            Stage(jnp.append(at, 0.018), 1, 0.02, 0.008),
-            Stage(None, -1, hold=4),
+            Stage(jnp.append(at, config.hover), 1, 0.007, 0.04, way=0.15),
+            Stage(jnp.append(at, 0.018), 1, 0.006, 0.008),
+            Stage(None, -1, hold=6),
             Stage(jnp.append(target[:2], top), -1, 0.03, 0.02, way=0.15),
             Stage(jnp.append(target[:2], top), -1, hold=1000),
             Stage(None, 1),

@@ -7,12 +7,12 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
-from lrm_jax.envs.tabletop import GRIPPED, HIDDEN, PADS, SOLID, Layout, Tabletop, world
+from lrm_jax.envs.tabletop import FIRM, GRIPPED, HIDDEN, PADS, SOLID, Layout, Tabletop, world
 from lrm_jax.envs.wordings import Wordings
 
-TRAVEL, OPENED = 0.14, 0.09  # how far a drawer slides, and from where it counts as open [m]
-KNOB = (0.029, 0.0, 0.0)  # centre of the knob from the centre of the drawer's front [m]
-KNOB_HALF = (0.012, 0.014, 0.016)
+TRAVEL, OPENED = 0.14, 0.07  # how far a drawer slides, and from where it counts as open [m]
+KNOB = (0.035, 0.0, 0.0)  # centre of the knob from the centre of the drawer's front [m]
+KNOB_HALF = (0.018, 0.014, 0.016)
 FRONT = 0.066  # x of a closed drawer's front from the cabinet's centre [m]
 CENTRE, SPREAD = (0.45, 0.0), (0.02, 0.02)  # where the cabinet stands [m]
 _HEIGHT, _ASIDE = 0.045, 0.095  # of the drawers' fronts, and their distance from the middle [m]
@@ -26,7 +26,7 @@ def drawer(name: str, y: float, height: float, half_width: float, depth: float) 
     low, half = -height + 0.008, depth / 2
     return f"""
     <body name="{name}" pos="{FRONT} {y} {height}">
-      <joint name="{name}" type="slide" axis="1 0 0" range="0 {TRAVEL}" damping="12"
+      <joint name="{name}" type="slide" axis="1 0 0" range="0 {TRAVEL}" damping="8"
              armature="0.05"/>
       <inertial mass="0.3" pos="0 0 0" diaginertia="0.001 0.001 0.001"/>
       <geom name="{name}_front" type="box" size="0.006 {half_width} {height - 0.005}" {HIDDEN}/>
@@ -79,7 +79,7 @@ class OpenDrawer(Tabletop):
     </body>"""
         contacts = [(p, f"drawer{i}_knob", GRIPPED) for p in PADS for i in range(2)]
         contacts += [(p, "cabinet", GRIPPED) for p in PADS]
-        return world("open_drawer", timestep, cabinet, contacts)
+        return world("open_drawer", timestep, cabinet, contacts, FIRM)
 
     def layout(self, k_place: jax.Array, k_yaw: jax.Array) -> Layout:
         """The cabinet a little off its usual place, both drawers shut."""
@@ -115,17 +115,17 @@ class OpenDrawer(Tabletop):
         knob = facts["knobs"][number]
         # Misses go to the front, where there is nothing to run into.
         missing = (plan.mode == expert.MISS) | (plan.mode == expert.RETRY)
-        aim = jnp.where(missing, jnp.abs(plan.aim) * jnp.array([1.0, 0.7]), 0.7 * plan.aim)
+        aim = jnp.where(missing, jnp.abs(plan.aim) * jnp.array([1.0, 0.7]), 0.4 * plan.aim)
         at = knob[:2] + aim
-        far = jnp.where(plan.mode == expert.NEAR_MISS, 0.05, TRAVEL - 0.02)
+        far = jnp.where(plan.mode == expert.NEAR_MISS, 0.04, TRAVEL - 0.02)
         left = far - facts["opened"][number]
         target = state.info["target"].position
         pull = jnp.stack([facts["tcp"][0] + left, target[1], knob[2]])
         return expert.waypoints(target, facts["tcp"], plan, [
-            Stage(jnp.append(at, config.hover + 0.01), 1, 0.012, 0.04, way=0.15),
-            Stage(jnp.append(at, knob[2]), 1, 0.02, 0.008),
-            Stage(None, -1, hold=4),
-            Stage(pull, -1, 0.012, 0.03, way=0.12, step=0.012),
+            Stage(jnp.append(at, config.hover + 0.01), 1, 0.008, 0.04, way=0.15),
+            Stage(jnp.append(at, knob[2]), 1, 0.008, 0.008),
+            Stage(None, -1, hold=6),
+            Stage(pull, -1, 0.012, 0.03, way=0.12, step=0.008),
             Stage(None, 1, hold=3),
             Stage(jnp.append(target[:2], 0.16), 1),
         ], facts["grasped"])  # fmt: skip

@@ -25,7 +25,7 @@ from lrm_jax.envs.tabletop import (
 from lrm_jax.envs.wordings import Wordings
 
 HALF = (0.045, 0.045, 0.02)  # of a block; the gripper opens 0.08 [m]
-REGION = ((0.5, 0.18), (0.13, 0.075))  # |centre| and half sides in x and y [m]
+REGION = ((0.5, 0.18), (0.15, 0.075))  # |centre| and half sides in x and y [m]
 ROWS = (0.425, 0.575)  # x of the two blocks [m]
 _PUSH_HEIGHT, _TOOL = 0.024, 0.018  # of the tool's centre; half the closed fingers' width [m]
 
@@ -110,7 +110,7 @@ class PushToRegion(Tabletop):
         at, goal = facts["blocks"][number], facts["regions"][region]
         way = jnp.sign(goal[1])
         contact = HALF[1] + _TOOL
-        x = at[0] + 0.5 * plan.aim[0]
+        x = at[0] + 0.3 * plan.aim[0]
         short = jnp.where(plan.mode == expert.NEAR_MISS, 0.06, 0.0)
         end = goal[1] + jnp.where(short > 0, 0.0, 0.5 * plan.place[1]) - way * (contact + short)
         behind = at[1] - way * (contact + 0.025)

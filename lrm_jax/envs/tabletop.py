@@ -22,18 +22,27 @@ SOLID, FLAT = 0, 1  # rows of colours.tables()
 HIDDEN = 'contype="0" conaffinity="0" group="1"'  # drawn; touches only what a pair names
 PADS = ("left_pad", "right_pad")
 ON_TABLE = "1 1 0.005 0.0001 0.0001"
+# With 0.99 five iterations do not converge, and cubes are squeezed out.
+FIRM = "0.95 0.97 0.001"
 GRIPPED = "1 1 0.01 0.0001 0.0001"
 BETWEEN = "0.6 0.6 0.005 0.0001 0.0001"
 
 
-def world(name: str, timestep: float, bodies: str, contacts: list[tuple[str, str, str]]) -> str:
+def world(
+    name: str,
+    timestep: float,
+    bodies: str,
+    contacts: list[tuple[str, str, str]],
+    grip: str = "0.9 0.95 0.001",
+) -> str:
     """MJCF of table, arm, light, camera ``front``, a task's bodies and its contact pairs.
 
     contacts: (geom, geom, friction). MJX computes every pair in every step, so a task names few.
+    grip: solimp of the pads' pairs. Soft ones, PutOnPlate's, let what is held creep by millimetres.
     """
     pairs = "\n".join(
         f'<pair geom1="{a}" geom2="{b}" condim="3" friction="{f}" solref="0.02 1" '
-        'solimp="0.9 0.95 0.001"/>'
+        f'solimp="{grip if a in PADS else "0.9 0.95 0.001"}"/>'
         for a, b, f in contacts
     )
     return f"""

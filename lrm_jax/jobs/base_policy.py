@@ -93,7 +93,7 @@ def clone_stage(workdir: Workdir, job: Any, seed: int, world: World) -> tuple[St
     stage = workdir.stage(f"base_policy_{seed}", settings, after=[before])
 
     def compute(folder: Path) -> None:
-        own = np.asarray(arrays["named"][:, 0] * 2 + arrays["named"][:, 1])
+        own = np.asarray(arrays["own"])
         done = arrays["success"][np.arange(len(own)), :, own]
         good = np.flatnonzero(done[:, -1])  # an imitator is shown what worked
         stride = demos.stride

@@ -77,8 +77,8 @@ def run(raw, workdir: Workdir) -> dict:
     job = config.build(CollectJob, raw)
     before, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
     written = write_stage(workdir, job, before, arrays) if job.write else None
-    own = arrays["named"][:, 0] * 2 + arrays["named"][:, 1]
-    done = np.take_along_axis(arrays["success"][:, -1], own[:, None], 1)[:, 0]
+    own = arrays["own"][:, None]
+    done = np.take_along_axis(arrays["success"][:, -1], own, 1)[:, 0]
     summary = {
         "episodes": len(done),
         "success_by_mode": {

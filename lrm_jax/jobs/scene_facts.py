@@ -6,9 +6,9 @@ import mujoco
 import numpy as np
 
 from lrm_jax.envs.base import Env
-from lrm_jax.jobs.simulated import PAIRS
 from lrm_jax.labels import Clip
 from lrm_jax.reward_training.scene_heads import thing_facts
+from lrm_jax.run.errors import UserError
 
 _HEIGHT, _DISTANCE = 0.25, 0.40  # metres that count as 1 in answers about height and distance
 
@@ -26,12 +26,17 @@ def project(env: Env, points: np.ndarray) -> np.ndarray:
 
 
 def scene_facts(env: Env, arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """For each of PAIRS: facts about that cube and plate in every frame, float32 [E*T] by name."""
+    """For each (cube, plate) of a scene: facts about them in every frame, float32 [E*T] by name.
+
+    UserError: the task has no cubes and plates.
+    """
+    if not {"cubes", "plates"} <= set(arrays):
+        raise UserError(f"scene questions ask about cubes and plates: {env.name} has none to see")
     cubes, plates, tcp = (np.asarray(arrays[k]) for k in ("cubes", "plates", "tcp"))
     episodes, frames = tcp.shape[:2]
     gripper = project(env, tcp)
     out = []
-    for c, p in PAIRS:
+    for c, p in env.alternatives:
         cube, plate = cubes[:, :, c], plates[:, :, p]
         at, goal = project(env, cube), project(env, plate)
         gap = np.linalg.norm(cube - tcp, axis=-1)
@@ -60,7 +65,7 @@ def with_facts(clips: list[Clip], env: Env, arrays: dict[str, np.ndarray]) -> li
     made = []
     for clip in clips:
         mine = colours[clip.episode]
-        sentences = [env.sentence(mine[c], mine[2 + p]) for c, p in PAIRS]
+        sentences = env.sentences(mine)
         table = tables[sentences.index(clip.task)]
         facts = {name: values[clip.frames] for name, values in table.items()}
         within = clip.frames - clip.episode * frames

@@ -1,7 +1,6 @@
 """Episodes of the scripted demonstrator, played and rendered on the device in batches."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from lrm_jax.render import render
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
 
-PAIRS = tuple(itertools.product(range(2), range(2)))  # every (cube, plate) of a scene
+PER_EPISODE = ("task_id", "named", "own", "colours")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,32 +44,45 @@ class Collection:
             raise UserError("episodes, batch and stride must be at least 1")
 
 
+def demonstrated(env: Env, modes: dict[str, float]) -> expert.Spans:
+    """Where the flaws of this task's demonstrator strike.
+
+    UserError: the task has none, or a mode has no meaning in it.
+    """
+    if not hasattr(env, "program"):
+        raise UserError("there is no scripted demonstrator for this task: give episodes from files")
+    wanted = {mode for mode, share in modes.items() if share > 0}
+    if unknown := sorted(wanted - set(env.modes)):
+        raise UserError(f"{env.name} has no mode {unknown[0]!r}: it has {', '.join(env.modes)}")
+    return env.spans
+
+
 def make_play(
     env: Env, collection: Collection, demonstrator: expert.DemonstratorConfig
 ) -> Callable:
     """A compiled batch of episodes: (key, modes int32 [N]) -> arrays, frames uint8 [T,N,H,W,3]."""
     size, stride = collection.size, collection.stride
+    spans, rows = demonstrated(env, collection.modes), jnp.array(env.alternatives)
     if env.episode_length % stride:
         raise UserError(f"stride {stride} does not divide the episode's {env.episode_length} steps")
 
     def look(state) -> dict[str, jax.Array]:
         model, data = env.scene(state)
-        judged = [env.facts(state, jnp.array(pair)) for pair in PAIRS]
-        facts = env.facts(state)
+        judged = [env.facts(state, jnp.array(named)) for named in env.alternatives]
         return {
             "frames": render(model, data, env.camera, size, size),
             "progress": jnp.stack([f["progress"] for f in judged]),
             "success": jnp.stack([f["success"] for f in judged]),
-            "grasped": jnp.stack([judged[0]["grasped"], judged[2]["grasped"]]),
-            "cubes": facts["cubes"], "plates": facts["plates"], "tcp": facts["tcp"],
+            "tcp": judged[0]["tcp"],
             "open": state.info["target"].finger / panda.FINGER_MAX,
+            **env.record(state),
         }  # fmt: skip
 
     def play(key: jax.Array, modes: jax.Array) -> dict[str, Any]:
         k_reset, k_plan = jax.random.split(key)
         count = modes.shape[0]
         state = jax.vmap(env.reset)(jax.random.split(k_reset, count))
-        plan = jax.vmap(lambda k, m: expert.begin(k, m, demonstrator))(
+        plan = jax.vmap(lambda k, m: expert.begin(k, m, demonstrator, spans))(
             jax.random.split(k_plan, count), modes
         )
 
@@ -97,6 +109,7 @@ def make_play(
             "actions": merge(actions),
             "task_id": state.info["task_id"],
             "named": state.info["named"],
+            "own": jnp.argmax((state.info["named"][:, None] == rows).all(-1), -1),
             "colours": state.info["colours"],
         }
 
@@ -109,9 +122,10 @@ def collect(
     """Play ``collection.episodes`` episodes; arrays with the episode axis first.
 
     Returns:
-      frames uint8 [E,T,H,W,3]; progress float32 and success bool [E,T,4] for each of PAIRS;
-      grasped bool [E,T,2]; cubes, plates float32 [E,T,2,3], tcp [E,T,3] in m; open [E,T];
-      proprio [E,S+1,P]; actions [E,S,7]; task_id, mode int32 [E]; named [E,2]; colours [E,4].
+      frames uint8 [E,T,H,W,3]; progress float32 and success bool [E,T,A], one for each of the
+      task's ``alternatives``; tcp float32 [E,T,3] in m; open [E,T]; proprio [E,S+1,P]; actions
+      [E,S,7]; task_id, mode int32 [E]; named [E,K], own [E] (its place among the alternatives);
+      colours [E,M]; and what `env.record` gives, such as grasped bool [E,T,A].
     """
     collection.validate()
     demonstrator = demonstrator or expert.DemonstratorConfig()
@@ -125,7 +139,7 @@ def collect(
         padded = np.resize(some, batch)  # the last batch is filled up, not recompiled
         key = jax.random.fold_in(jax.random.key(collection.seed), number)
         out = jax.device_get(play(key, jnp.asarray(padded)))
-        per_episode = {k: v for k, v in out.items() if k in ("task_id", "named", "colours")}
+        per_episode = {k: v for k, v in out.items() if k in PER_EPISODE}
         arrays = {k: np.moveaxis(v, 1, 0) for k, v in out.items() if k not in per_episode}
         parts.append({k: v[: len(some)] for k, v in {**arrays, **per_episode}.items()})
     merged = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -145,10 +159,9 @@ def draw_modes(collection: Collection) -> np.ndarray:
 
 def episodes(arrays: dict[str, np.ndarray], env: Env, stride: int) -> Iterator[Episode]:
     """The collected arrays as Episodes, with every sentence of the scene in ``meta``."""
-    colours = np.asarray(arrays["colours"])
     for e in range(len(arrays["task_id"])):
-        own = PAIRS.index(tuple(int(v) for v in arrays["named"][e]))
-        sentences = [env.sentence(colours[e][c], colours[e][2 + p]) for c, p in PAIRS]
+        own = int(arrays["own"][e])
+        sentences = env.sentences(np.asarray(arrays["colours"][e]))
         yield Episode(
             frames=arrays["frames"][e],
             task=env.instructions[int(arrays["task_id"][e])],

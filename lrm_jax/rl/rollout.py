@@ -21,6 +21,8 @@ from lrm_jax.policies.decisions import decide as choose
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.run.errors import UserError
 
+DIVERGED = 1e10  # MuJoCo's mjMAXVAL
+
 RenderFn = Callable[[Any], jax.Array]
 """Batched State (leading axis N on every leaf) -> frames uint8 [N,H,W,3]."""
 
@@ -286,7 +288,8 @@ def make_render_fn(env: Any, height: int, width: int) -> RenderFn:
 
 
 def finite(state: Any) -> jax.Array:
-    """bool [N]: every number that physics or observation produced is finite.
+    """bool [N]: every number that physics or observation produced is finite, and below the bound
+    from which MuJoCo's C engine calls a state unstable.
 
     Of an mjx.Data only qpos and qvel are read: a non-finite acceleration or force reaches them
     within the step, while unused contact slots may hold anything. Metrics are not read: they are
@@ -296,7 +299,8 @@ def finite(state: Any) -> jax.Array:
     physics = (data.qpos, data.qvel) if hasattr(data, "qpos") else data
     leaves = jax.tree.leaves((physics, state.obs))
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    checks = [jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in floats]
+    # false for NaN too
+    checks = [(jnp.abs(x) < DIVERGED).reshape(x.shape[0], -1).all(-1) for x in floats]
     return jnp.stack(checks).all(0)
 
 
