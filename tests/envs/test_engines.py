@@ -55,7 +55,7 @@ def test_motion_follows_mujocos_c_engine_and_compiles_once(name, drawer):
 
 @pytest.mark.parametrize("fault", [np.nan, 1e12])
 def test_a_broken_environment_leaves_the_others_as_they_are(drawer, fault):
-    env, state, step = drawer
+    _, state, step = drawer
     action = jnp.full((COUNT, 7), 0.3)
     broken = state.replace(data=state.data.replace(qvel=state.data.qvel.at[1, 3].set(fault)))
     clean, dirty = step(state, action), step(broken, action)
