@@ -22,9 +22,9 @@ from lrm_jax.envs.tabletop import (
 )
 from lrm_jax.envs.wordings import Wordings
 
-HALF = (0.06, 0.012, 0.012)  # of a peg [m]
+HALF = (0.06, 0.012, 0.018)  # of a peg [m]
 LIFTED = 0.12  # height from which a peg counts as lifted [m]
-LEVEL = 0.45  # largest sine of its axis against the horizontal
+LEVEL = 0.6  # largest sine of its axis against the horizontal
 WORKSPACE = ((0.43, 0.58), (-0.18, 0.18))
 MIN_GAP = 0.14
 
@@ -32,7 +32,7 @@ MIN_GAP = 0.14
 class LiftPeg(Tabletop):
     """Grasp the named peg near its middle, lift it and hold it level to the end."""
 
-    horizon = 70
+    horizon = 60
     groups = (2,)
     alternatives = ((0,), (1,))
     mentions = alternatives
@@ -56,7 +56,7 @@ class LiftPeg(Tabletop):
         contacts = [("table", b, ON_TABLE) for b in names]
         contacts += [(p, b, GRIPPED) for p in PADS for b in names]
         contacts += [("peg0", "peg1", BETWEEN)]
-        bodies = "".join(block(name, HALF, 0.1 * i, mass=0.06) for i, name in enumerate(names))
+        bodies = "".join(block(name, HALF, 0.1 * i, mass=0.04) for i, name in enumerate(names))
         return world("lift_peg", timestep, bodies, contacts, FIRM)
 
     def layout(self, k_place: jax.Array, k_yaw: jax.Array) -> Layout:
@@ -96,7 +96,7 @@ class LiftPeg(Tabletop):
         target = state.info["target"].position
         return expert.waypoints(target, facts["tcp"], plan, [
             Stage(jnp.append(at, config.hover), 1, 0.007, 0.04, way=0.15),
-            Stage(jnp.append(at, 0.018), 1, 0.006, 0.008),
+            Stage(jnp.append(at, 0.020), 1, 0.006, 0.008),
             Stage(None, -1, hold=6),
             Stage(jnp.append(target[:2], top), -1, 0.03, 0.02, way=0.15),
             Stage(jnp.append(target[:2], top), -1, hold=1000),

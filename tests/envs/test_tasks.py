@@ -1,5 +1,8 @@
 """The suite of tasks: sentences, scenes, hand-made states, and the demonstrator in C MuJoCo."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -256,3 +259,11 @@ def test_demonstrator_fails_as_told(name):
     for mode in set(task(name).modes) - {"success", "retry", "drop", "stall"}:
         # Chance puts few of 16 right: 1 % of a tenth's coin gives more than 5.
         assert success_of(name, mode, 16).sum() <= 5, mode
+
+
+@pytest.mark.parametrize("flags", [["--tasks=Nothing"], ["--size=4"]])
+def test_the_contact_sheet_refuses_what_is_not_there(tmp_path, flags):
+    command = [sys.executable, "-m", "lrm_jax.jobs.contact_sheet", f"--out={tmp_path}/a.png"]
+    ended = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert not (tmp_path / "a.png").exists()
