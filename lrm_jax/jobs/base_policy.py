@@ -20,6 +20,7 @@ from lrm_jax.policies import (
     clone,
     from_episodes,
     init_variables,
+    save_policy,
 )
 from lrm_jax.rl.evaluate import Evaluation, episode_keys, evaluate
 from lrm_jax.rl.rollout import make_render_fn
@@ -115,6 +116,8 @@ def clone_stage(workdir: Workdir, job: Any, seed: int, world: World) -> tuple[St
                 on_epoch=on_epoch,
             )  # fmt: skip
         save_tree(folder / "policy.safetensors", variables)
+        # The same with its settings and words, for use outside of this run (load_policy).
+        save_policy(folder / "policy", world.policy, world.vocabulary, variables)
         atomic.write_json(folder / "report.json", report)
 
     def load(folder: Path) -> tuple[Any, dict]:
@@ -180,8 +183,12 @@ def run(raw, workdir: Workdir) -> dict:
         "wilson_base": list(stats.wilson(won, len(found["success_end"]))),
         "bad_episodes": int(found["bad"].sum()),
         "clone": {
-            k: report[k] for k in ("train_samples", "validation_samples", "parameters", "std")
-        },
+            k: report[k]
+            for k in (
+                "train_samples", "train_episodes", "validation_samples", "validation_episodes",
+                "validation_loss", "epoch", "parameters", "std",
+            )
+        },  # fmt: skip
     }
     atomic.write_json(workdir / "summary.json", summary)
     return summary

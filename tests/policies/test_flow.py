@@ -25,7 +25,7 @@ VOCABULARY = Vocabulary.of(SENTENCES)
 NETWORK = PolicyConfig(
     head="flow", waypoints=0, chunk=2, action_size=3, image_size=8, channels=4, blocks=1,
     keypoints=2, hidden=32, sentence_size=8, word_size=8, queries=1, rho=0.0,
-    flow=FlowConfig(hidden=32, blocks=1, time_size=8, noise_hidden=8),
+    flow=FlowConfig(hidden=64, blocks=1, time_size=8, noise_hidden=8),
 )  # fmt: skip
 FEATURES = 3 * 2 + 8
 
@@ -228,8 +228,8 @@ def two_ways(episodes=60, steps=8):
 
 
 CLONE = CloneConfig(
-    epochs=40, batch=48, lr=5e-3, shift=0, jitter=0.0, validation=0.2, keep="best",
-    std_low=0.05, std_high=0.1,
+    epochs=40, batch=48, lr=1e-2, shift=0, jitter=0.0, validation=0.2, keep="best",
+    std_low=0.05, std_high=0.1, flow_draws=16,
 )  # fmt: skip
 
 
@@ -262,6 +262,7 @@ def test_a_flow_learns_two_ways_where_a_gaussian_falls_between(fresh, cloned):
     variables, report, _ = cloned
     for deterministic in (True, False):
         for low, high in share_at_the_modes(policy, variables, deterministic):
+            # Four Euler steps of the exact velocity put 48 % at either (20,000 starts).
             assert low > 0.3 and high < 0.65
     # The least that the loss can be is not 0: lines to both modes cross.
     assert report["validation_loss"] < 0.6 * report["curve"][0]["validation_loss"]
