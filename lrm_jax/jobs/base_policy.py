@@ -177,18 +177,16 @@ def run(raw, workdir: Workdir) -> dict:
         workdir, f"evaluation_base_{job.seed}", job.evaluation, world, variables, stage
     )
     won = int(found["success_end"].sum())
+    shown = (
+        "train_samples", "train_episodes", "validation_samples", "validation_episodes",
+        "validation_loss", "epoch", "parameters", "std",
+    )  # fmt: skip
     summary = {
         "base_success": won / len(found["success_end"]),
         "episodes": len(found["success_end"]),
         "wilson_base": list(stats.wilson(won, len(found["success_end"]))),
         "bad_episodes": int(found["bad"].sum()),
-        "clone": {
-            k: report[k]
-            for k in (
-                "train_samples", "train_episodes", "validation_samples", "validation_episodes",
-                "validation_loss", "epoch", "parameters", "std",
-            )
-        },  # fmt: skip
+        "clone": {k: report[k] for k in shown},
     }
     atomic.write_json(workdir / "summary.json", summary)
     return summary
