@@ -20,6 +20,7 @@ from lrm_jax.policies import (
     clone,
     from_episodes,
     init_variables,
+    save_policy,
 )
 from lrm_jax.rl.evaluate import Evaluation, episode_keys, evaluate
 from lrm_jax.rl.rollout import make_render_fn
@@ -115,6 +116,8 @@ def clone_stage(workdir: Workdir, job: Any, seed: int, world: World) -> tuple[St
                 on_epoch=on_epoch,
             )  # fmt: skip
         save_tree(folder / "policy.safetensors", variables)
+        # The same with its settings and words, for use outside of this run (load_policy).
+        save_policy(folder / "policy", world.policy, world.vocabulary, variables)
         atomic.write_json(folder / "report.json", report)
 
     def load(folder: Path) -> tuple[Any, dict]:
@@ -174,14 +177,16 @@ def run(raw, workdir: Workdir) -> dict:
         workdir, f"evaluation_base_{job.seed}", job.evaluation, world, variables, stage
     )
     won = int(found["success_end"].sum())
+    shown = (
+        "train_samples", "train_episodes", "validation_samples", "validation_episodes",
+        "validation_loss", "epoch", "parameters", "std",
+    )  # fmt: skip
     summary = {
         "base_success": won / len(found["success_end"]),
         "episodes": len(found["success_end"]),
         "wilson_base": list(stats.wilson(won, len(found["success_end"]))),
         "bad_episodes": int(found["bad"].sum()),
-        "clone": {
-            k: report[k] for k in ("train_samples", "validation_samples", "parameters", "std")
-        },
+        "clone": {k: report[k] for k in shown},
     }
     atomic.write_json(workdir / "summary.json", summary)
     return summary

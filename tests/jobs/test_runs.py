@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from lrm_jax.benchmarks import peers
 from lrm_jax.episodes import SourceSettings, open_source
+from lrm_jax.policies import load_policy
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import metrics
@@ -38,6 +39,20 @@ def start(*arguments, door="train", **options):
 def finish(process, timeout=1500):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_the_flow_head_takes_the_same_road(tmp_path):
+    arguments = ("--config=configs/flow.py:small", "--config.job=refine")
+    code, _, err = finish(start(*arguments, f"--workdir={tmp_path}"))
+    assert code == 0, err[-2000:]
+    policy, _, variables = load_policy(tmp_path / "stages" / "base_policy_0" / "policy")
+    assert policy.config.head == "flow" and policy.config.flow.steps == 4
+    assert {"velocity", "noise", "raw_std"} == set(variables["params"]["actor"])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows = [r for r in rows if r["series"] == "refine_vlm_0"]
+    assert [r["step"] for r in rows] == [1, 2] and rows[0]["updates"] >= 1
 
 
 @pytest.mark.slow
@@ -259,6 +274,9 @@ def small_checkpoint(folder):
             "/no/data",
         ),
         (("--config=configs/quickstart.py:small", "--config.refine.ppo.lr=-1"), "lr"),
+        (("--config=configs/flow.py:small", "--config.policy.head=flows"), "flow"),
+        (("--config=configs/flow.py:small", "--config.policy.flow.steps=0"), "policy.flow.steps"),
+        (("--config=configs/flow.py:small", "--config.clone.flow_times=betta"), "beta"),
         (("--config=configs/quickstart.py:small", "--config.polic.chunk=5"), "polic"),
         (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),
         (("--config=configs/quickstart.py:small", "--config.reward.model=/no/such"), "/no/such"),

@@ -1,6 +1,7 @@
 """The flow head: densities of denoise chains, gradients, cloning of two ways to act, files."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from lrm_jax.policies.config import PolicyConfig
 from lrm_jax.policies.decisions import decide
 from lrm_jax.policies.demonstrations import from_episodes
 from lrm_jax.policies.flow import ChainNormal, FlowConfig, line, sample_times
-from lrm_jax.policies.networks import Policy, init_variables
+from lrm_jax.policies.networks import Policy, PolicyOutput, init_variables
 from lrm_jax.policies.vocabulary import Vocabulary
 from lrm_jax.run.errors import UserError
 
@@ -25,7 +26,7 @@ VOCABULARY = Vocabulary.of(SENTENCES)
 NETWORK = PolicyConfig(
     head="flow", waypoints=0, chunk=2, action_size=3, image_size=8, channels=4, blocks=1,
     keypoints=2, hidden=32, sentence_size=8, word_size=8, queries=1, rho=0.0,
-    flow=FlowConfig(hidden=32, blocks=1, time_size=8, noise_hidden=8),
+    flow=FlowConfig(hidden=64, blocks=1, time_size=8, noise_hidden=8),
 )  # fmt: skip
 FEATURES = 3 * 2 + 8
 
@@ -58,15 +59,20 @@ def seen(batch, seed=0):
     ).astype(np.float32)
 
 
+run = jax.jit(decide, static_argnums=0)
+
+
+@partial(jax.jit, static_argnames=("policy", "method"))
+def apply(policy, variables, *arrays, method):
+    return policy.apply(variables, *arrays, method=method)
+
+
 def decided(policy, variables, batch, deterministic, seed=0, keys=None, t=0):
     features, proprio = seen(batch)
-    output = policy.apply(
-        variables, jnp.zeros((batch, 8, 8, 3), jnp.uint8), proprio, jnp.zeros(batch, jnp.int32),
-        jnp.zeros(batch),
-    ).replace(features=jnp.asarray(features))  # fmt: skip
+    output = PolicyOutput(None, jnp.zeros(batch), jnp.asarray(features))
     keys = jax.random.split(jax.random.PRNGKey(9), batch) if keys is None else keys
     noise = jax.random.PRNGKey(seed)
-    return decide(policy, variables, output, proprio, noise, deterministic, keys, t)
+    return run(policy, variables, output, proprio, noise, deterministic, keys, t)
 
 
 @pytest.mark.parametrize("rho, explored", [(0.0, None), (0.6, (0, 2))])
@@ -113,10 +119,10 @@ def test_a_decision_is_the_euler_chain_and_knows_its_density(rough, deterministi
     assert chain.shape == (3, 5, 2, 3) and found.actions.shape == (3, 2, 3)
     np.testing.assert_array_equal(found.actions, found.chain[:, -1])
     expected = np.zeros(3)
-    along = policy.apply(variables, features, proprio, found.chain, method="act")
+    along = apply(policy, variables, features, proprio, found.chain, method="act")
     for k in range(4):
-        velocity = policy.apply(
-            variables, features, proprio, found.chain[:, k : k + 1],
+        velocity = apply(
+            policy, variables, features, proprio, found.chain[:, k : k + 1],
             jnp.full((3, 1), k / 4), method="velocity",
         )  # fmt: skip
         mean = chain[:, k] + np.asarray(velocity[:, 0], np.float64) / 4
@@ -154,7 +160,7 @@ def test_unexplored_dimensions_follow_the_flow(rough):
     some = Policy(dataclasses.replace(NETWORK, explored=(1,)), VOCABULARY.size, 2)
     found = decided(some, variables, 3, False)
     features, proprio = seen(3)
-    along = some.apply(variables, features, proprio, found.chain, method="act")
+    along = apply(some, variables, features, proprio, found.chain, method="act")
     away = np.abs(np.asarray(along.mean - found.chain[:, 1:])).max((0, 1, 2))
     assert away[0] < 1e-5 and away[2] < 1e-5 and away[1] > 0.05
 
@@ -228,8 +234,8 @@ def two_ways(episodes=60, steps=8):
 
 
 CLONE = CloneConfig(
-    epochs=40, batch=48, lr=5e-3, shift=0, jitter=0.0, validation=0.2, keep="best",
-    std_low=0.05, std_high=0.1,
+    epochs=40, batch=48, lr=1e-2, shift=0, jitter=0.0, validation=0.2, keep="best",
+    std_low=0.05, std_high=0.1, flow_draws=16,
 )  # fmt: skip
 
 
@@ -244,12 +250,12 @@ def cloned(fresh):
 
 def share_at_the_modes(policy, variables, deterministic, count=400):
     """Wilson intervals (99 %) of the shares of decisions at +0.8 and at -0.8, in all steps."""
-    output = policy.apply(
-        variables, jnp.full((count, 8, 8, 3), 100, jnp.uint8), jnp.zeros((count, 2)),
-        jnp.zeros(count, jnp.int32), jnp.zeros(count),
+    output = apply(
+        policy, variables, jnp.full((count, 8, 8, 3), 100, jnp.uint8), jnp.zeros((count, 2)),
+        jnp.zeros(count, jnp.int32), jnp.zeros(count), method="__call__",
     )  # fmt: skip
     keys = jax.random.split(jax.random.PRNGKey(3), count)
-    found = decide(
+    found = run(
         policy, variables, output, jnp.zeros((count, 2)), jax.random.PRNGKey(4), deterministic,
         keys, 0,
     ).actions  # fmt: skip
@@ -262,6 +268,7 @@ def test_a_flow_learns_two_ways_where_a_gaussian_falls_between(fresh, cloned):
     variables, report, _ = cloned
     for deterministic in (True, False):
         for low, high in share_at_the_modes(policy, variables, deterministic):
+            # Four Euler steps of the exact velocity put 48 % at either (20,000 starts).
             assert low > 0.3 and high < 0.65
     # The least that the loss can be is not 0: lines to both modes cross.
     assert report["validation_loss"] < 0.6 * report["curve"][0]["validation_loss"]

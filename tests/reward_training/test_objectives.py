@@ -11,7 +11,7 @@ import scipy.integrate
 import torch
 
 from lrm_jax import lora
-from lrm_jax.reward_training import AdapterTraining, Optimiser, dpo, objective
+from lrm_jax.reward_training import AdapterTraining, Optimiser, dpo, objective, resumable
 from lrm_jax.reward_training import adapters as training
 from lrm_jax.reward_training.course import beginning, make_optimiser
 from lrm_jax.reward_training.lessons import written_loss
@@ -166,7 +166,7 @@ def test_dpo_goes_on_from_an_adapter(model, world, alone, tmp_path, monkeypatch)
         optimiser=Optimiser(learning_rate=5e-3, warmup_steps=1),
     )  # fmt: skip
     (tmp_path / "completion").symlink_to(tmp_path / "sft")
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(resumable, "LOG_EVERY", 1)
     whole = training.train_adapter(
         settings, model, head, *world, tmp_path / "whole", metrics=tmp_path / "whole"
     )
@@ -217,7 +217,7 @@ def test_an_expectation_is_learnt(model, world, tmp_path):
         optimiser=Optimiser(learning_rate=2e-2, warmup_steps=1),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LOG_EVERY", 1)
+        patch.setattr(resumable, "LOG_EVERY", 1)
         training.train_adapter(settings, model, head, *world, tmp_path, metrics=tmp_path)
     rows = metrics.read(tmp_path, "adapter_completion")
     early, late = (
