@@ -7,8 +7,10 @@ same loop built the released way.
 Ours is `rl.refine` with an untrained policy (the work is the same). The released way does one thing
 after another: MuJoCo's C engine steps one environment, `mujoco.Renderer` draws the frames that are
 judged, and transformers generates an answer of `--new_tokens` for each frame and head, from the
-same lrm-nano. It is measured on a few episodes and answers, and scaled; its controller, policy and
-update are left out, in its favour.
+same lrm-nano (16 as in `benchmarks.scoring`: the released formats take 8 to 10 in Qwen's
+vocabulary, the released limits are 128 and 512). It is measured on a few episodes and answers, and
+scaled; its controller, policy and update are left out, in its favour. `--mesh=data=2` makes two
+devices of a CPU.
 
 The second command measures the iteration and its memory against the number of environments, until
 one of them does not fit; each is a process of its own, so that its memory is its own.
@@ -34,6 +36,7 @@ from lrm_jax.benchmarks import peers, scale
 from lrm_jax.jobs.arms import heads_asked, make_reward
 from lrm_jax.jobs.base_policy import World
 from lrm_jax.jobs.refine import RefineJob
+from lrm_jax.parallel.mesh import ask_for_cores, under
 from lrm_jax.qwen3_vl import patchify
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
@@ -47,9 +50,10 @@ from lrm_jax.run.progress import note
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _ENVS = flags.DEFINE_integer("envs", 128, "Environments.", lower_bound=4)
 _ITERATIONS = flags.DEFINE_integer("iterations", 4, "Measured iterations of each loop.", 1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 8, "Tokens of a generated answer.", 1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 16, "Tokens of a generated answer.", 1)
 _EPISODES = flags.DEFINE_integer("peer_episodes", 4, "Episodes of the peer's physics.", 1)
 _ANSWERS = flags.DEFINE_integer("peer_answers", 40, "Answers that the peer generates.", 2)
+_MESH = flags.DEFINE_string("mesh", "", "Devices of our loop, such as data=2; one by default.")
 _ENVIRONMENTS = flags.DEFINE_list("environments", None, "Measure scale at these numbers instead.")
 _ONE = flags.DEFINE_boolean("one_scale", False, "Internal: one number of environments, one line.")
 
@@ -70,10 +74,11 @@ def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
     """Median seconds of each part of an iteration, after one that compiles."""
     rows: list[dict[str, float]] = []
     rng = jax.random.PRNGKey(0)
-    refine(
-        world.env, world.render, world.policy, world.fresh(0), reward, job.refine, rng,
-        on_iteration=lambda _, row: rows.append(row),
-    )  # fmt: skip
+    with under(world.mesh):
+        refine(
+            world.env, world.render, world.policy, world.placed(world.fresh(0)), reward,
+            job.refine, rng, on_iteration=lambda _, row: rows.append(row),
+        )  # fmt: skip
     found = {p: float(np.median([r[f"seconds_{p}"] for r in rows[1:]])) for p in PARTS}
     total = sum(found.values())
     return found | {"iteration": total, "share_of_scoring": found["score"] / total}
@@ -81,9 +86,10 @@ def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
 
 def one_scale() -> None:
     """Prints one line of JSON: the iteration at `--envs` environments, and the peak of memory."""
+    ask_for_cores(_MESH.value)
     job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
-    world = World.make(job.env, job.policy)
-    model = load_reward_model("lrm-nano")
+    world = World.make(job.env, job.policy, _MESH.value)
+    model = load_reward_model("lrm-nano", mesh=world.mesh)
     engine = model.engine(world.env.instructions, (job.env.size, job.env.size))
     before = scale.peak_bytes()
     found = measured(
@@ -172,9 +178,10 @@ def main(argv: list[str]) -> None:
         rows = scale.measure(scale.numbers_of(_ENVIRONMENTS.value), _ITERATIONS.value)
         facts = {"benchmark": "refine_scale", "image": quickstart(4, 2).env.size}
         return peers.write(_JSON.value, facts | {"rows": rows} | peers.device_facts())
+    ask_for_cores(_MESH.value)
     job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
-    world = World.make(job.env, job.policy)
-    model = load_reward_model("lrm-nano")
+    world = World.make(job.env, job.policy, _MESH.value)
+    model = load_reward_model("lrm-nano", mesh=world.mesh)
     size = (job.env.size, job.env.size)
 
     def reward(**settings):
@@ -198,7 +205,8 @@ def main(argv: list[str]) -> None:
     figures = {
         "benchmark": "refine", "environments": job.refine.num_envs,
         "control_steps": job.refine.num_envs * world.env.episode_length, "image": job.env.size,
-        "judged_frames": judged, "answers": answers, "heads": heads_asked(job.reward),
+        "mesh": _MESH.value, "judged_frames": judged, "answers": answers,
+        "heads": heads_asked(job.reward),
         "lrm_jax": ours, "without_savings": plain,
         "one_after_another": other | {"episode": episode, "seconds_per_answer": answer,
                                       "new_tokens": _NEW_TOKENS.value},
