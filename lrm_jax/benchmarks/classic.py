@@ -88,8 +88,10 @@ def environment_reward(frames, task_ids, played):
 
 @dataclasses.dataclass(frozen=True)
 class StateConfig:
-    """Widths of the two networks, decisions of one step, and where exploration starts."""
+    """Widths of the two networks, decisions of one step, and where exploration starts; head: as
+    `PolicyConfig` has it."""
 
+    head: str = "gaussian"
     hidden: tuple[int, ...] = (64, 64)
     action_size: int = 1
     chunk: int = 1
@@ -135,7 +137,7 @@ class StatePolicy(nn.Module):
         """Nothing to see: float32 [B,0]."""
         return jnp.zeros((frames.shape[0], 0))
 
-    def act(self, features, proprio):
+    def act(self, features, proprio, chain=None):
         """The distribution of a decision."""
         return ChunkNormal(*self.actor(proprio))
 
