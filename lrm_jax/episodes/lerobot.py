@@ -159,10 +159,14 @@ class LeRobotSource:
             frames: LazyFrames = EncodedFrames(pictures)
         else:
             part = f"videos/{self.camera}"
+            # In v2 an episode has a video of its own; in v3 it would be shown another's frames.
+            begin = row.get(f"{part}/from_timestamp")
+            if begin is None and "{file_index" in self._info["video_path"]:
+                raise BrokenEpisode("column", f"{part}/from_timestamp is missing")
             frames = VideoFrames(
                 self._path(self._info["video_path"], number, row, part),
                 table.num_rows,
-                row.get(f"{part}/from_timestamp") or 0.0,
+                0.0 if begin is None else begin,
                 self._fps,
             )
         return ChosenFrames(frames, flip=True) if self._settings.flip else frames
