@@ -1,7 +1,16 @@
-"""MuJoCo's own renderer as the oracle of the ray caster's geometry."""
+"""MuJoCo's own renderer as the oracle of the ray caster's geometry.
 
+It draws in a process of its own: Mesa's software OpenGL and TensorFlow each bring an LLVM, and in a
+process that has loaded TensorFlow, Mesa crashes.
+"""
+
+import functools
+import itertools
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 
+import gl_worker
 import jax
 import mujoco
 import numpy as np
@@ -13,6 +22,15 @@ from lrm_jax.benchmarks.scenes import stack
 SLICES, STACKS = 128, 64
 
 
+@functools.cache
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _ask(function, *arguments):
+    return _process().submit(function, *arguments).result()
+
+
 class Oracle:
     """Segmentation and depth of one model as `mujoco.Renderer` draws them.
 
@@ -21,11 +39,13 @@ class Oracle:
     the radius, which is below 1 % of the depth where depths are at least 2.5 radii.
     """
 
+    _numbers = itertools.count()
+
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
         model.vis.quality.numslices, model.vis.quality.numstacks = SLICES, STACKS
-        self.model = model
+        self._number = next(self._numbers)
         try:
-            self.renderer = mujoco.Renderer(model, height, width)
+            _ask(gl_worker.start, self._number, model, height, width)
         except Exception as error:
             pytest.fail(
                 "the oracle, mujoco.Renderer, does not start: these tests need OpenGL without a "
@@ -35,22 +55,18 @@ class Oracle:
 
     def draw(self, data: mujoco.MjData, camera) -> tuple[np.ndarray, np.ndarray]:
         """Geom ids int [H,W] (-1: none) and depths float [H,W]."""
-        self.renderer.update_scene(data, camera)
-        self.renderer.enable_segmentation_rendering()
-        ids, kinds = np.moveaxis(self.renderer.render(), -1, 0)
-        self.renderer.disable_segmentation_rendering()
-        self.renderer.enable_depth_rendering()
-        depth = self.renderer.render().copy()
-        self.renderer.disable_depth_rendering()
+        segmentation, depth = _ask(gl_worker.draw, self._number, data, camera)
+        ids, kinds = np.moveaxis(segmentation, -1, 0)
         assert set(np.unique(kinds)) <= {-1, int(mujoco.mjtObj.mjOBJ_GEOM)}
         return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1), depth
 
     def colours(self, data: mujoco.MjData, camera, shadows: bool = False) -> np.ndarray:
         """uint8 [H,W,3] without reflections."""
-        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
-        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self.renderer.update_scene(data, camera)
-        return self.renderer.render().copy()
+        return _ask(gl_worker.colours, self._number, data, camera, shadows)
+
+    def close(self) -> None:
+        """Gives the renderer's memory back."""
+        _ask(gl_worker.close, self._number)
 
 
 def one(model: mujoco.MjModel, data: mujoco.MjData) -> mjx.Data:

@@ -79,7 +79,7 @@ def test_placed_lights_are_those_of_mujoco(kind):
         want = oracle.colours(data, "eye", shadows=True).astype(int)
         difference = np.max(np.abs(dark - want), -1)[floor & interior(shaded)]
         assert np.mean(difference <= 8) > 0.97
-    oracle.renderer.close()
+    oracle.close()
 
 
 def test_lists_of_geoms_change_no_pixel():

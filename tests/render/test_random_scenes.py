@@ -40,7 +40,7 @@ def _compare(model, frames, sizes, rgba, camera, drawn) -> tuple[float, float]:
         same = found == want
         error = np.abs(depth / want_depth - 1)[same & interior(want)]
         worst, furthest = min(worst, same.mean()), max(furthest, error.max())
-    oracle.renderer.close()
+    oracle.close()
     print(f"worst agreement {worst:.4f}, largest depth error {furthest:.2e}")
     assert worst >= 0.99
     assert furthest < 0.005
