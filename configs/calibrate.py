@@ -12,6 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Episodes like those of configs/open_loop.py under another seed; "small" is a smoke test."""
     config = sibling(__file__, "open_loop").get_config(arg)
     config.job = "calibrate"
-    del config.bars
+    for name in ("bars", "more_held_out", "unseen"):
+        del config[name]
     config.evaluate.seed += 1000
     return config

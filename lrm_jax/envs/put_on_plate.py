@@ -135,12 +135,6 @@ class PutOnPlate(Tabletop):
             "cube": cube, "plate": plate, "cubes": cubes, "plates": plates, "tcp": tcp,
         }  # fmt: skip
 
-    def record(self, state: State) -> dict[str, jax.Array]:
-        """grasped bool [2] of each cube; cubes, plates float32 [2,3] in metres."""
-        own = self.facts(state)
-        held = [self.facts(state, jnp.array([c, 0]))["grasped"] for c in range(2)]
-        return {"grasped": jnp.stack(held), "cubes": own["cubes"], "plates": own["plates"]}
-
     def program(
         self, state: State, plan: expert.Plan, config: expert.DemonstratorConfig
     ) -> expert.Program:

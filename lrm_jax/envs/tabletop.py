@@ -175,6 +175,8 @@ class Tabletop:
         self._painted_geoms = np.array([m.geom(name).id for name, _, _ in self.painted])
         self._painted_things = np.array([thing for _, thing, _ in self.painted])
         self._painted_kinds = np.array([kind for *_, kind in self.painted])
+        first = [self._painted_things.tolist().index(i) for i in range(sum(self.groups))]
+        self._shown = self._painted_geoms[first]  # the geom that stands for each thing
         self._mentions = np.array(self.mentions)
         self._alternatives = np.array(self.alternatives)
         rotation = jnp.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])  # gripper points down
@@ -227,9 +229,14 @@ class Tabletop:
         """What collected episodes store of each frame beside the common arrays.
 
         grasped bool [A]: whether the thing to be handled is held, for each of ``alternatives``.
+        things float32 [M,3]: where the coloured things are, in metres, in the order of their
+        colours.
         """
         judged = [self.facts(state, jnp.array(named)) for named in self.alternatives]
-        return {"grasped": jnp.stack([f["grasped"] for f in judged])}
+        return {
+            "grasped": jnp.stack([f["grasped"] for f in judged]),
+            "things": state.data.geom_xpos[self._shown],
+        }
 
     def draw_named(self, key: jax.Array) -> jax.Array:
         """One of ``alternatives``, int32 [K]."""
@@ -359,13 +366,20 @@ class Tabletop:
 
     # -- sentences and pictures ----------------------------------------------------------------
 
-    def sentence(self, *mentioned: int) -> str:
-        """The plain instruction for colour indices into COLOURS."""
-        return self.words.plain.format(*(COLOURS[int(c)] for c in mentioned))
+    def sentence(self, *mentioned: int, wording: int = 0) -> str:
+        """The instruction for colour indices into COLOURS; wording: see `wording_of`."""
+        return self._templates[wording].format(*(COLOURS[int(c)] for c in mentioned))
 
-    def sentences(self, mixed: np.ndarray) -> tuple[str, ...]:
-        """The plain instruction of each of ``alternatives`` in a scene of these colours [M]."""
-        return tuple(self.sentence(*(mixed[i] for i in said)) for said in self.mentions)
+    def sentences(self, mixed: np.ndarray, wording: int = 0) -> tuple[str, ...]:
+        """The instruction of each of ``alternatives`` in a scene of these colours [M]; the plain
+        one unless another wording is asked for."""
+        return tuple(
+            self.sentence(*(mixed[i] for i in said), wording=wording) for said in self.mentions
+        )
+
+    def wording_of(self, task_id: int) -> int:
+        """Which template of ``words`` an index into ``instructions`` is said with."""
+        return int(task_id) % len(self._templates)
 
     def sentences_in_use(self) -> tuple[str, ...]:
         """The instructions that can occur with these settings, sorted."""

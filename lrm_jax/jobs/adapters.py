@@ -9,7 +9,7 @@ from lrm_jax.episodes import Episode
 from lrm_jax.jobs import simulated
 from lrm_jax.jobs.collect import collect_stage
 from lrm_jax.jobs.open_loop import identity, judge
-from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.jobs.settings import CollectSettings, EnvSettings, TaskEpisodes
 from lrm_jax.labels import FrameStore, HeldOut, make_clips
 from lrm_jax.lora import files as lora_files
 from lrm_jax.reward_training import AdapterTraining
@@ -134,4 +134,5 @@ def run(raw, workdir: Workdir) -> dict:
         }
         judged = model.with_adapters({name: folder for name, (_, folder) in done.items()})
         stages = [stage for stage, _ in done.values()]
-    return judge(workdir, judged, job.held_out, job.evaluate, job.bars, stages)
+    held_out = [TaskEpisodes(job.held_out, job.evaluate)]
+    return judge(workdir, judged, held_out, job.bars, stages)

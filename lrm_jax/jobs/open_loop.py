@@ -1,6 +1,7 @@
 """The job `open_loop`: is a reward model right about episodes whose truth the simulator knows?"""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from lrm_jax.evaluation.open_loop import (
 )
 from lrm_jax.jobs import simulated
 from lrm_jax.jobs.collect import collect_stage
-from lrm_jax.jobs.settings import CollectSettings, EnvSettings
+from lrm_jax.jobs.settings import CollectSettings, EnvSettings, TaskEpisodes
 from lrm_jax.labels import time_map
 from lrm_jax.labels.clips import done_index
 from lrm_jax.report import blocks, write_report
 from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.run import atomic, config, manifest
 from lrm_jax.run.config import field
+from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
 from lrm_jax.run.workdir import Stage, Workdir
 
@@ -30,50 +32,146 @@ INTERVAL = 4  # stored frames between the two that contrastive compares: 8 contr
 class OpenLoopJob:
     """Everything that `job="open_loop"` depends on.
 
-    model: a reward model's name or folder. held_out, evaluate: the episodes it is judged on. bars:
-    what the table's metrics should reach, by name.
+    model: a reward model's name or folder. held_out, evaluate: the episodes it is judged on;
+    more_held_out: those of further tasks; unseen: those of tasks that it was not trained on, judged
+    apart. bars: what the table's metrics should reach, by name.
     """
 
     job: str = "open_loop"
     model: str = "lrm-nano"
     held_out: EnvSettings = field(default_factory=EnvSettings)
     evaluate: CollectSettings = field(default_factory=CollectSettings)
+    more_held_out: tuple[TaskEpisodes, ...] = ()
+    unseen: tuple[TaskEpisodes, ...] = ()
     bars: tuple[tuple[str, float], ...] = ()
 
 
 def run(raw, workdir: Workdir) -> dict:
     """Judge ``config.model``; writes summary.json, open_loop.md and report.html."""
     job = config.build(OpenLoopJob, raw)
-    return judge(workdir, load_reward_model(job.model), job.held_out, job.evaluate, job.bars, [])
+    judged = [TaskEpisodes(job.held_out, job.evaluate), *job.more_held_out]
+    return judge(workdir, load_reward_model(job.model), judged, job.bars, [], job.unseen)
 
 
 def judge(
     workdir: Workdir,
     model: RewardModel,
-    env: EnvSettings,
-    collect: CollectSettings,
+    tasks: Sequence[TaskEpisodes],
     bars: tuple[tuple[str, float], ...],
     after: list[Stage],
+    unseen: Sequence[TaskEpisodes] = (),
 ) -> dict:
-    """The open-loop table of a model on scripted episodes of ``env``, and its files."""
-    judged, arrays = collect_stage(workdir, "held_out_episodes", env, collect)
-    facts = {"bars": bars, "model": identity(model), "interval": INTERVAL}
-    stage = workdir.stage("open_loop", facts, after=[*after, judged])
+    """The open-loop table of a model on scripted episodes of ``tasks``, and its files.
+
+    With several tasks, or ``unseen`` ones, the summary holds further tables: "by_task" and
+    "unseen", by the task's name, and "reworded", the same episodes in wordings that are kept from
+    training, where wordings vary. Each table has "any_distance": direction accuracy of pairs drawn
+    from the whole episode, see `any_distance`.
+    """
+    names = [t.env.name for t in (*tasks, *unseen)]
+    if len(set(names)) < len(names):
+        raise UserError(f"tasks to judge are named twice: {', '.join(names)}")
+    found, stages = [], list(after)
+    for i, task in enumerate((*tasks, *unseen)):
+        name = "held_out_episodes" if i == 0 else f"held_out_episodes_{task.env.name}"
+        stage, arrays = collect_stage(workdir, name, task.env, task.collect)
+        stages.append(stage)
+        found.append((task, arrays))
+    several = len(found) > 1
+    facts = {"bars": bars, "model": identity(model), "interval": INTERVAL, "tables": 2}
+    stage = workdir.stage("open_loop", facts, after=stages)
 
     def compute(folder: Path) -> None:
-        scored = score_episodes(model, list(simulated.episodes(arrays, env.make(), collect.stride)))
-        atomic.write_json(folder / "table.json", open_loop_table(scored, bars=dict(bars)))
+        made = tables(model, found[: len(tasks)], found[len(tasks) :], dict(bars), several)
+        atomic.write_json(folder / "table.json", made)
 
     table = stage.run(compute, lambda folder: atomic.read_json(folder / "table.json"))
-    atomic.write_bytes(workdir / "open_loop.md", open_loop_markdown(table).encode())
+    shown = {"Open loop": table}
+    for group in ("by_task", "unseen"):
+        title = {"by_task": "", "unseen": " (not trained on)"}[group]
+        shown |= {name + title: own for name, own in table.get(group, {}).items()}
+    if "reworded" in table:
+        shown["Wordings kept from training"] = table["reworded"]
+    text = "\n\n".join(
+        (f"## {name}\n\n" if several else "") + _markdown(own) for name, own in shown.items()
+    )
+    atomic.write_bytes(workdir / "open_loop.md", text.encode())
     atomic.write_json(workdir / "summary.json", table)
     manifest.update(workdir.path, hashes=model.facts)
     write_report(
         workdir / "report.html", {"model": model.name, "episodes": table["episodes"]}, [],
-        {"Open loop": blocks.open_loop(table)}, {}, atomic.read_json(workdir / "manifest.json"),
+        {name: blocks.open_loop(own) for name, own in shown.items()}, {},
+        atomic.read_json(workdir / "manifest.json"),
         title="Open-loop evaluation", subtitle=model.name,
     )  # fmt: skip
     return table
+
+
+def tables(model, tasks: list, unseen: list, bars: dict[str, float], several: bool) -> dict:
+    """The tables of `judge` as one; tasks, unseen: (TaskEpisodes, arrays)."""
+
+    def table_of(scored, pairs, wanted=None) -> dict:
+        made = open_loop_table(scored, bars=wanted)
+        row = open_loop_table(pairs)["metrics"]["direction_accuracy"]
+        made["any_distance"] = {arm: row[arm] for arm in ("model", "constant", "time ramp")}
+        return made
+
+    each, reworded = {}, ([], [])
+    for number, (task, arrays) in enumerate((*tasks, *unseen)):
+        env = task.env.make()
+        episodes = list(simulated.episodes(arrays, env, task.collect.stride))
+        each[task.env.name] = score_episodes(model, episodes), any_distance(model, episodes)
+        if number < len(tasks) and task.env.settings.get("wordings", "plain") != "plain":
+            said = env.words.in_use("held_out")
+            again = list(simulated.episodes(arrays, env, task.collect.stride, said))
+            reworded[0].extend(score_episodes(model, again))
+            reworded[1].extend(any_distance(model, again))
+    known = [each[task.env.name] for task, _ in tasks]
+    table = table_of([e for s, _ in known for e in s], [e for _, p in known for e in p], bars)
+    if several:
+        table["by_task"] = {t.env.name: table_of(*each[t.env.name]) for t, _ in tasks}
+        table["unseen"] = {t.env.name: table_of(*each[t.env.name]) for t, _ in unseen}
+    if reworded[0]:
+        table["reworded"] = table_of(*reworded)
+    return table
+
+
+def _markdown(table: dict) -> str:
+    """The table and the line about pairs at any distance."""
+    row = table["any_distance"]
+    cells = ", ".join(
+        f"{arm} {values['value']:.3f}" for arm, values in row.items() if values["value"] is not None
+    )
+    return f"{open_loop_markdown(table)}\n\nDirection accuracy of pairs at any distance: {cells}."
+
+
+def any_distance(
+    model: RewardModel, episodes: list, pairs: int = 16, batch: int = 8
+) -> list[ScoredEpisode]:
+    """Contrastive scores of ``pairs`` pairs of frames of each episode, drawn from all of it.
+
+    Returned as episodes of 2 ``pairs`` frames, earlier frames first, whose interval is ``pairs``:
+    of the open-loop table only the rows about directions mean anything.
+    """
+    scale, scored = time_map(episodes), []
+    for start in bar(range(0, len(episodes), batch), desc="pairs", unit="batch"):
+        some = episodes[start : start + batch]
+        padded = some + [some[-1]] * (batch - len(some))
+        chosen = []
+        for i, episode in enumerate(padded):
+            rng = np.random.default_rng([11, start + i])
+            two = [rng.choice(len(episode.frames), 2, replace=False) for _ in range(pairs)]
+            chosen.append(np.sort(np.array(two), 1))
+        shown = np.concatenate([e.frames[at] for e, at in zip(padded, chosen, strict=True)])
+        said = [e.task for e in padded for _ in range(pairs)]
+        answers = model.score(shown, said, interval=1, heads=("contrastive",)).contrastive[:, 1]
+        for i, episode in enumerate(some):
+            at = chosen[i].T.reshape(-1)
+            target, done = (values[at] for values in truth(episode, scale))
+            values = np.concatenate([np.full(pairs, np.nan), answers[i * pairs : (i + 1) * pairs]])
+            heads = HeadScores(contrastive=values)
+            scored.append(ScoredEpisode(heads, target, done, episode.success, interval=pairs))
+    return scored
 
 
 def identity(model: RewardModel) -> dict:

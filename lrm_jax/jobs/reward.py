@@ -7,8 +7,8 @@ from lrm_jax.jobs import simulated
 from lrm_jax.jobs.collect import collect_stage
 from lrm_jax.jobs.open_loop import judge
 from lrm_jax.jobs.scene_facts import with_facts
-from lrm_jax.jobs.settings import CollectSettings, EnvSettings
-from lrm_jax.labels import FrameStore, HeldOut, make_clips
+from lrm_jax.jobs.settings import CollectSettings, EnvSettings, TaskEpisodes
+from lrm_jax.labels import Clip, FrameStore, HeldOut, make_clips
 from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.reward_training import RewardTraining, train
 from lrm_jax.rewards.model import load_reward_model
@@ -22,17 +22,22 @@ from lrm_jax.run.workdir import Workdir
 class RewardJob:
     """Everything that `job="reward"` depends on.
 
-    env, collect: the training episodes. held_out, evaluate: the episodes of the open-loop table,
-    whose sentences training must not contain. validation_episodes: the last so many training
-    episodes only validate. mesh: devices to train over, such as "data=-1"; empty for one. bars:
-    what the table's metrics should reach, by name.
+    env, collect: the training episodes; more: those of further tasks. held_out, evaluate: the
+    episodes of the open-loop table, whose sentences training must not contain in any wording;
+    more_held_out: those of further tasks, unseen: those of tasks that are not trained on, judged
+    apart. validation_episodes: the last so many training episodes of each task only validate. mesh:
+    devices to train over, such as "data=-1"; empty for one. bars: what the table's metrics should
+    reach, by name.
     """
 
     job: str = "reward"
     env: EnvSettings = field(default_factory=EnvSettings)
     collect: CollectSettings = field(default_factory=CollectSettings)
+    more: tuple[TaskEpisodes, ...] = ()
     held_out: EnvSettings = field(default_factory=EnvSettings)
     evaluate: CollectSettings = field(default_factory=CollectSettings)
+    more_held_out: tuple[TaskEpisodes, ...] = ()
+    unseen: tuple[TaskEpisodes, ...] = ()
     training: RewardTraining = field(default_factory=RewardTraining)
     validation_episodes: int = field(128, ge=1)
     mesh: str = ""
@@ -42,35 +47,71 @@ class RewardJob:
 def run(raw, workdir: Workdir) -> dict:
     """Train, export the model to ``stages/model``, and write the open-loop table."""
     job = config.build(RewardJob, raw)
+    first = TaskEpisodes(job.env, job.collect)
     before, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
+    befores, found = [before], [(first, arrays)]
+    for task in job.more:
+        before, arrays = collect_stage(
+            workdir, f"episodes_{task.env.name}", task.env, task.collect
+        )
+        befores.append(before)
+        found.append((task, arrays))
     settings = {"training": job.training, "validation": job.validation_episodes}
     if job.training.start:
         settings["start"] = load_reward_model(job.training.start).facts
-    stage = workdir.stage("model", settings, after=[before])
+    stage = workdir.stage("model", settings, after=befores)
 
     def compute(folder: Path) -> None:
-        _train(job, arrays, stage.scratch, workdir).save(folder)
+        _train(job, found, stage.scratch, workdir).save(folder)
 
     model = stage.run(compute, load_reward_model)
-    return judge(workdir, model, job.held_out, job.evaluate, job.bars, [stage])
+    judged = [TaskEpisodes(job.held_out, job.evaluate), *job.more_held_out]
+    return judge(workdir, model, judged, job.bars, [stage], job.unseen)
 
 
-def _train(job: RewardJob, arrays, scratch: Path, workdir: Workdir):
+def held_out_sentences(job: RewardJob) -> HeldOut:
+    """Every sentence of the held-out scenes and of the unseen tasks, in all their wordings, and
+    every sentence of a training task in a held-out wording."""
+    found: list[str] = []
+    for env in (job.held_out, *(task.env for task in (*job.more_held_out, *job.unseen))):
+        made = dataclasses.replace(env, settings={**env.settings, "wordings": "all"}).make()
+        found += made.sentences_in_use()
+    for env in (job.env, *(task.env for task in job.more)):
+        reworded = {**env.settings, "wordings": "held_out"}
+        found += dataclasses.replace(env, settings=reworded).make().sentences_in_use()
+    return HeldOut(found)
+
+
+def _train(job: RewardJob, found: list[tuple[TaskEpisodes, dict]], scratch: Path, workdir: Workdir):
     """Clips of the training episodes, and the network that has learnt from them."""
-    env = job.env.make()
-    held = HeldOut(job.held_out.make().sentences_in_use())
-    episodes = list(simulated.episodes(arrays, env, job.collect.stride))
-    if job.validation_episodes >= len(episodes):
-        raise UserError(
-            f"config.validation_episodes ({job.validation_episodes}) leaves none of the "
-            f"{len(episodes)} episodes to train on"
-        )
-    store = FrameStore.from_episodes(episodes)
-    clips = make_clips(episodes, store, job.training.clips, job.training.seed, held)
-    clips = with_facts(clips, env, arrays)
-    last = len(episodes) - job.validation_episodes
+    held = held_out_sentences(job)
+    stores: list[FrameStore] = []
+    clips: dict[str, list[Clip]] = {"train": [], "validate": []}
+    for task, arrays in found:
+        env = task.env.make()
+        episodes = list(simulated.episodes(arrays, env, task.collect.stride))
+        if job.validation_episodes >= len(episodes):
+            raise UserError(
+                f"config.validation_episodes ({job.validation_episodes}) leaves none of the "
+                f"{len(episodes)} episodes of {task.env.name} to train on"
+            )
+        store = FrameStore.from_episodes(episodes)
+        # Each task has its own scale from the simulator's progress to time.
+        own = make_clips(episodes, store, job.training.clips, job.training.seed, held)
+        own = with_facts(own, env, arrays)
+        last = len(episodes) - job.validation_episodes
+        for clip in own:
+            clips["train" if clip.episode < last else "validate"].append(
+                dataclasses.replace(
+                    clip,
+                    frames=clip.frames + sum(len(s.frames) for s in stores),
+                    episode=clip.episode + sum(len(s.starts) - 1 for s in stores),
+                )
+            )
+        stores.append(store)
+        del episodes
     return train(
-        job.training, store, [c for c in clips if c.episode < last], scratch,
-        validation_clips=[c for c in clips if c.episode >= last], held_out=held,
+        job.training, FrameStore.joined(stores), clips["train"], scratch,
+        validation_clips=clips["validate"], held_out=held,
         metrics=workdir.path, mesh=make_mesh(job.mesh) if job.mesh else None,
     )  # fmt: skip

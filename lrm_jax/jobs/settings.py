@@ -29,3 +29,11 @@ class CollectSettings:
     stride: int = field(2, ge=1)
     batch: int = field(64, ge=1)
     seed: int = field(0, ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEpisodes:
+    """Scripted episodes of one task."""
+
+    env: EnvSettings = field(default_factory=EnvSettings)
+    collect: CollectSettings = field(default_factory=CollectSettings)

@@ -1,7 +1,7 @@
 """Episodes of the scripted demonstrator, played and rendered on the device in batches."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,11 +69,14 @@ def make_play(
     def look(state) -> dict[str, jax.Array]:
         model, data = env.scene(state)
         judged = [env.facts(state, jnp.array(named)) for named in env.alternatives]
+        eye = env.mj_model.camera(env.camera).id
         return {
             "frames": render(model, data, env.camera, size, size),
             "progress": jnp.stack([f["progress"] for f in judged]),
             "success": jnp.stack([f["success"] for f in judged]),
             "tcp": judged[0]["tcp"],
+            "eye_place": data.cam_xpos[eye],
+            "eye_turn": data.cam_xmat[eye],
             "open": state.info["target"].finger / panda.FINGER_MAX,
             **env.record(state),
         }  # fmt: skip
@@ -123,9 +126,10 @@ def collect(
 
     Returns:
       frames uint8 [E,T,H,W,3]; progress float32 and success bool [E,T,A], one for each of the
-      task's ``alternatives``; tcp float32 [E,T,3] in m; open [E,T]; proprio [E,S+1,P]; actions
-      [E,S,7]; task_id, mode int32 [E]; named [E,K], own [E] (its place among the alternatives);
-      colours [E,M]; and what `env.record` gives, such as grasped bool [E,T,A].
+      task's ``alternatives``; tcp float32 [E,T,3] in m; eye_place [E,T,3] and eye_turn [E,T,3,3]
+      of the camera; open [E,T]; proprio [E,S+1,P]; actions [E,S,7]; task_id, mode int32 [E]; named
+      [E,K], own [E] (its place among the alternatives); colours [E,M]; and what `env.record`
+      gives, such as grasped bool [E,T,A].
     """
     collection.validate()
     demonstrator = demonstrator or expert.DemonstratorConfig()
@@ -157,14 +161,18 @@ def draw_modes(collection: Collection) -> np.ndarray:
     return np.random.default_rng([collection.seed, 7]).permutation(modes)
 
 
-def episodes(arrays: dict[str, np.ndarray], env: Env, stride: int) -> Iterator[Episode]:
-    """The collected arrays as Episodes, with every sentence of the scene in ``meta``."""
+def episodes(
+    arrays: dict[str, np.ndarray], env: Env, stride: int, said: Sequence[int] = ()
+) -> Iterator[Episode]:
+    """The collected arrays as Episodes, with every sentence of the scene, worded like the episode's
+    own, in ``meta``. said: numbers of wordings to say it with, in turn, instead of its own."""
     for e in range(len(arrays["task_id"])):
         own = int(arrays["own"][e])
-        sentences = env.sentences(np.asarray(arrays["colours"][e]))
+        wording = said[e % len(said)] if said else env.wording_of(arrays["task_id"][e])
+        sentences = env.sentences(np.asarray(arrays["colours"][e]), wording)
         yield Episode(
             frames=arrays["frames"][e],
-            task=env.instructions[int(arrays["task_id"][e])],
+            task=sentences[own],
             fps=env.control_hz / stride,
             success=bool(arrays["success"][e, -1, own]),
             proprio=arrays["proprio"][e],
@@ -175,6 +183,7 @@ def episodes(arrays: dict[str, np.ndarray], env: Env, stride: int) -> Iterator[E
             meta={
                 "stride": stride,
                 "mode": expert.MODES[int(arrays["mode"][e])],
+                "wording": wording,
                 "progress_by_task": {
                     s: arrays["progress"][e, :, i] for i, s in enumerate(sentences) if i != own
                 },

@@ -40,6 +40,19 @@ class FrameStore:
         frames = np.concatenate([np.asarray(e.frames, np.uint8) for e in episodes])
         return cls(frames, np.concatenate([[0], np.cumsum(lengths)]))
 
+    @classmethod
+    def joined(cls, stores: Sequence[FrameStore]) -> FrameStore:
+        """The episodes of several stores, one store after the other; UserError if their frames'
+        sizes differ."""
+        if len(stores) == 1:
+            return stores[0]
+        if len(sizes := {s.frames.shape[1:] for s in stores}) > 1:
+            raise UserError(f"tasks have frames of different sizes {sorted(sizes)}")
+        ends = np.cumsum([0, *(len(s.frames) for s in stores)])
+        starts = [s.starts[:-1] + end for s, end in zip(stores, ends[:-1], strict=True)]
+        frames = np.concatenate([s.frames for s in stores])
+        return cls(frames, np.concatenate([*starts, ends[-1:]]))
+
     def of(self, episode: int) -> np.ndarray:
         """Indices of an episode's frames in `frames`, int64 [T]."""
         return np.arange(self.starts[episode], self.starts[episode + 1])

@@ -92,26 +92,25 @@ def named_heads(colours: Sequence[str] = COLOURS) -> tuple[Head, ...]:
 
 
 def thing_facts(
-    cube_x: np.ndarray, plate_x: np.ndarray, colours: Sequence[int], count: int = len(COLOURS)
+    thing: str, x: np.ndarray, colours: Sequence[int], count: int = len(COLOURS)
 ) -> dict[str, np.ndarray]:
-    """Answers to `thing_heads` and `named_heads`, float32 [T] by name.
+    """Answers to the `thing_heads` and `named_heads` about one kind of thing, float32 [T] by name.
 
     Args:
-      cube_x, plate_x: [T, 2], image coordinate x in [0, 1] of both cubes and both plates.
-      colours: indices of (cube 0, cube 1, plate 0, plate 1) into the colours of `thing_heads`.
+      thing: one of THINGS. x: [T, 2], image coordinate x in [0, 1] of the two of them.
+      colours: their indices into the colours of `thing_heads`.
       count: how many colours there are.
     Returns:
       NaN for the place of what is not in the scene; of two things of one colour, the first one's.
     """
-    nowhere = np.full(len(cube_x), np.nan, np.float32)
-    facts = {f"{c}_{t}_x": nowhere for t in THINGS for c in COLOURS[:count]}
-    for thing, x, own in (("cube", cube_x, colours[:2]), ("plate", plate_x, colours[2:])):
-        for i in reversed(range(len(own))):
-            facts[f"{COLOURS[own[i]]}_{thing}_x"] = x[:, i].astype(np.float32)
-        order = np.argsort(x, axis=1)
-        for i, side in enumerate(SIDES):
-            which = order[:, i]
-            facts[f"{side}_{thing}_x"] = np.take_along_axis(x, order, 1)[:, i].astype(np.float32)
-            named = np.asarray(own, np.float32)[which] / (count - 1)
-            facts[f"{side}_{thing}_colour"] = named.astype(np.float32)
+    nowhere = np.full(len(x), np.nan, np.float32)
+    facts = {f"{c}_{thing}_x": nowhere for c in COLOURS[:count]}
+    for i in reversed(range(len(colours))):
+        facts[f"{COLOURS[colours[i]]}_{thing}_x"] = x[:, i].astype(np.float32)
+    order = np.argsort(x, axis=1)
+    for i, side in enumerate(SIDES):
+        which = order[:, i]
+        facts[f"{side}_{thing}_x"] = np.take_along_axis(x, order, 1)[:, i].astype(np.float32)
+        named = np.asarray(colours, np.float32)[which] / (count - 1)
+        facts[f"{side}_{thing}_colour"] = named.astype(np.float32)
     return facts

@@ -11,6 +11,12 @@ def start(number: int, model: mujoco.MjModel, height: int, width: int) -> None:
     _renderers[number] = mujoco.Renderer(model, height, width)
 
 
+def look(number: int, size: np.ndarray, rgba: np.ndarray) -> None:
+    """Other sizes and colours of the geoms, [ngeom,3] and [ngeom,4]."""
+    model = _renderers[number].model
+    model.geom_size[:], model.geom_rgba[:] = size, rgba
+
+
 def draw(number: int, data: mujoco.MjData, camera) -> tuple[np.ndarray, np.ndarray]:
     """Segmentation int32 [H,W,2] as MuJoCo gives it (object id, kind) and depth float32 [H,W]."""
     renderer = _renderers[number]

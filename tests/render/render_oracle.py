@@ -43,7 +43,7 @@ class Oracle:
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
         model.vis.quality.numslices, model.vis.quality.numstacks = SLICES, STACKS
-        self._number = next(self._numbers)
+        self._number, self._model = next(self._numbers), model
         try:
             _ask(gl_worker.start, self._number, model, height, width)
         except Exception as error:
@@ -54,7 +54,8 @@ class Oracle:
             )
 
     def draw(self, data: mujoco.MjData, camera) -> tuple[np.ndarray, np.ndarray]:
-        """Geom ids int [H,W] (-1: none) and depths float [H,W]."""
+        """Geom ids int [H,W] (-1: none) and depths float [H,W], of the model as it is now."""
+        _ask(gl_worker.look, self._number, self._model.geom_size, self._model.geom_rgba)
         segmentation, depth = _ask(gl_worker.draw, self._number, data, camera)
         ids, kinds = np.moveaxis(segmentation, -1, 0)
         assert set(np.unique(kinds)) <= {-1, int(mujoco.mjtObj.mjOBJ_GEOM)}

@@ -100,7 +100,8 @@ def test_questions_about_things(clips):
         if query.head.name.endswith("colour"):
             assert table.token[0, 0] == ids[2] and table.token[2, 0] == ids[6]
     cubes = np.array([[0.2, 0.7], [0.8, 0.7]])
-    facts = thing_facts(cubes, cubes[:, ::-1], (0, 1, 2, 1), 3)
+    facts = thing_facts("cube", cubes, (0, 1), 3)
+    facts |= thing_facts("plate", cubes[:, ::-1], (2, 1), 3)
     np.testing.assert_allclose(facts["left_cube_x"], [0.2, 0.7])
     np.testing.assert_allclose(facts["left_cube_colour"], [0.0, 0.5])
     np.testing.assert_allclose(facts["right_plate_colour"], [1.0, 0.5])
