@@ -109,9 +109,10 @@ def _train(job: RewardJob, found: list[tuple[TaskEpisodes, dict]], scratch: Path
                 )
             )
         stores.append(store)
-        del episodes
+    whole = FrameStore.joined(stores)
+    stores.clear()  # frames are most of what is in memory
     return train(
-        job.training, FrameStore.joined(stores), clips["train"], scratch,
+        job.training, whole, clips["train"], scratch,
         validation_clips=clips["validate"], held_out=held,
         metrics=workdir.path, mesh=make_mesh(job.mesh) if job.mesh else None,
     )  # fmt: skip

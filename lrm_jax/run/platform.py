@@ -20,6 +20,12 @@ CPU_FLAGS = {
     # YNNPACK fusions of jaxlib 0.10.2 and 0.11.0 corrupt memory on high-rank multiply-reduce (JAX
     # issues 39257 and 40412): a vision tower's backward pass hung in them. Empty means none.
     "xla_cpu_experimental_ynn_fusion_type": "--xla_cpu_experimental_ynn_fusion_type=",
+    # Devices that are threads of a few busy cores wait for each other: after 40 seconds, XLA's
+    # default, it would kill the process.
+    "xla_cpu_collective_call_terminate": "--xla_cpu_collective_call_terminate_timeout_seconds=900",
+    "xla_cpu_collective_call_warn_stuck": (
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+    ),
 }
 
 MIN_POOL_THREADS = 8
