@@ -104,14 +104,17 @@ def train_adapter(
     clips: Sequence[Clip],
     folder: str | os.PathLike[str],
     *,
+    validation_clips: Sequence[Clip] = (),
     metrics: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """The adapter tree of one head; of several heads {head: tree}, trained in one run, or with
-    `settings.method` "full" one tree with all weights.
+    `settings.method` "full" one tree with all weights. With `settings.final` "best" those of the
+    best validation.
 
     Args:
       model: the frozen base; its mesh, if it has one, is trained over.
       store, clips: labelled frames, of the camera's size.
+      validation_clips: into the same store, of other episodes: asked about, never learnt.
       folder: for checkpoints and reference log-probabilities; kept between tries, deleted by the
         caller.
       metrics: a folder for `metrics.jsonl` and TensorBoard events, series "adapter_HEAD", or
@@ -119,7 +122,8 @@ def train_adapter(
     Raises:
       UserError: nothing to learn from, a batch that the mesh or `accumulate` does not divide, a
         `start` that does not fit, a loss that stays infinite or NaN (the batch is then in
-        `folder`/bad_batch.npz).
+        `folder`/bad_batch.npz), validation clips that do not fill a batch, a `best` that
+        validation does not give.
     """
     with under(model.mesh):
         parts = shards(ROW_AXES) * settings.accumulate
@@ -128,20 +132,31 @@ def train_adapter(
                 f"rows is {settings.rows}: it must be a multiple of {parts} (shards of the mesh "
                 "times accumulate)"
             )
-        course = make_course(settings, model, head, store, clips, Path(folder), make_step)
+        course = make_course(
+            settings, model, head, store, clips, Path(folder), make_step, validation_clips
+        )
         place = None if model.mesh is None else batch_sharding(model.mesh)
 
         def taught(state, number, batch):
             given = batch if place is None else jax.device_put(batch, place)
             return course.step(state, model.params, given)
 
+        def evaluate(params, done):
+            del done
+            return course.validate(params, model.params)
+
+        names = [head.name] if isinstance(head, Head) else [h.name for h in head]
         state, _ = resumable.run(
             resumable.Steps(course.name, course.total, course.facts, course.draw, taught),
             course.state,
             folder,
-            resumable.Pace(settings.checkpoint_every),
+            resumable.Pace(
+                settings.checkpoint_every, settings.evaluate_every,
+                settings.best_of(names, apart=isinstance(head, Head)), settings.final,
+            ),
+            evaluate=None if course.validate is None else evaluate,
             metrics=metrics,
-        )
+        )  # fmt: skip
     return state.params
 
 
