@@ -17,10 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lrm_jax import lora
 from lrm_jax.labels import Clip, FrameStore, sentences_of
-from lrm_jax.parallel.mesh import batch_sharding
+from lrm_jax.parallel import rules
+from lrm_jax.parallel.mesh import batch_sharding, replicated
+from lrm_jax.parallel.placement import gathered, put
 from lrm_jax.qwen3_vl import names, read_adapter, sharding
 from lrm_jax.reward_training import dpo, lessons
 from lrm_jax.reward_training.adapter_validation import (
@@ -98,6 +101,9 @@ def make_course(
     full = settings.method == "full"
     trees = {h.name: None if full else beginning(settings, model, h) for h in heads}
     whole = all_weights(model) if full else None
+    if model.mesh is not None:
+        trees = {n: t and sharding.place_adapter(t, model.mesh) for n, t in trees.items()}
+        whole = whole and sharding.place_adapter(whole, model.mesh)
     begin = {h.name: whole if full else trees[h.name] for h in heads}
     size = tuple(store.frames.shape[1:3])
     writers = {h.name: Writer(h, model.tokenizer, model.config, size, sentences) for h in heads}
@@ -137,12 +143,14 @@ def make_course(
     def course(
         loss: Any, draw: Any, total: int, tree: Any, name: str, asked: Sequence[str]
     ) -> Course:
-        optimiser = make_optimiser(settings, total)
-        if model.mesh is not None:
-            tree = sharding.place_adapter(tree, model.mesh)
-        # Under jit, moments lie where their factors do.
-        state = TrainState(tree, jax.jit(optimiser.init)(tree), jnp.zeros((), jnp.int32))
-        step = make_step(network, optimiser, settings.accumulate, seed, loss)
+        optimiser, step, cut = make_optimiser(settings, total), jnp.zeros((), jnp.int32), {}
+        if model.mesh is None:
+            state = TrainState(tree, jax.jit(optimiser.init)(tree), step)
+        else:
+            homes = homes_of(tree, optimiser, model.mesh)
+            moments = jax.jit(optimiser.init, out_shardings=homes.optimiser)(tree)
+            state, cut = TrainState(tree, moments, put(step, homes.step)), {"homes": homes}
+        step = make_step(network, optimiser, settings.accumulate, seed, loss, **cut)
         own = {n: checks[n] for n in asked if n in checks}
         validate = together(own, lambda params, _: params) if own else None
         return Course(name, state, draw, step, total, facts, validate)
@@ -162,6 +170,14 @@ def make_course(
         return single[head.name]
     validate = together(checks, lambda params, name: params[name]) if checks else None
     return dataclasses.replace(in_turn(single), validate=validate)
+
+
+def homes_of(tree: Any, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Where the leaves of a state lie whose parameters are `tree`, on its devices: moments beside
+    their factors, the count of steps everywhere."""
+    cut = jax.tree.map(lambda x: x.sharding, tree)
+    moments = rules.follow(jax.eval_shape(optimiser.init, tree), tree, cut, mesh)
+    return TrainState(cut, moments, replicated(mesh))
 
 
 def beginning(settings: AdapterTraining, model: RewardModel, head: Head) -> Any:
@@ -274,6 +290,12 @@ def in_turn(single: dict[str, Course]) -> Course:
         for name, c in single.items()
     }
 
+    # Constants of programs, for the count of steps may lie on the devices of other processes too.
+    taken = {
+        name: jax.jit(lambda step, table=table: jnp.asarray(table)[step])
+        for name, table in before.items()
+    }
+
     def draw(number: int) -> dict[str, Any]:
         return {
             name: c.draw(int(before[name][number]))
@@ -284,7 +306,7 @@ def in_turn(single: dict[str, Course]) -> Course:
     def step(state: TrainState, base: Any, batches: dict[str, Any]):
         params, moments, numbers = dict(state.params), dict(state.optimiser), {}
         for name, batch in batches.items():
-            own = TrainState(params[name], moments[name], jnp.asarray(before[name])[state.step])
+            own = TrainState(params[name], moments[name], taken[name](state.step))
             own, numbers[name] = single[name].step(own, base, batch)
             params[name], moments[name] = own.params, own.optimiser
         out = {f"{k}_{name}": v for name, own in numbers.items() for k, v in own.items()}
@@ -298,15 +320,15 @@ def in_turn(single: dict[str, Course]) -> Course:
     state = TrainState(
         {n: c.state.params for n, c in single.items()},
         {n: c.state.optimiser for n, c in single.items()},
-        jnp.zeros((), jnp.int32),
+        first.state.step,
     )
     return Course("adapters", state, draw, step, total, first.facts)
 
 
 def _digest(tree: Any) -> str:
-    """Of all arrays of a tree and their places."""
+    """Of all arrays of a tree and their places; with several processes all call it."""
     total = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.ascontiguousarray(x))
+        total.update(np.ascontiguousarray(gathered(x)))
     return total.hexdigest()
