@@ -11,7 +11,8 @@ learns from simulated episodes at 256 x 256 pixels, or from data sets on disk: o
 
 "small" is a smoke test of the same stages for a small checkpoint. Other objectives:
 `training.objective` (sft, expectation, dpo), an adapter with a vision tower of its own (the paper's
-progress head): `training.train_vision`, all heads in one run: `training.together`.
+progress head): `training.train_vision`, all heads in one run: `training.together`. To end with the
+parameters of the best validation: `training.best={head}/loss`, `training.final=best`.
 
     python -m lrm_jax.train --config=configs/reward_qwen3vl_8b.py:dpo --config.model=FOLDER \
         --config.training.start=runs/reward_qwen3vl_8b/stages/adapter_{head}
@@ -51,6 +52,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "reading": {"threads": 4, "ahead": 16},
                 "seed": 0,
             },
+            # Never trained on; asked about while the adapters learn.
+            "validation_episodes": 2 if small else 128,
             "held_out": nano.held_out,
             "evaluate": nano.evaluate,
             "training": {
@@ -71,6 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
                               "weight_decay": 0.01, "beta2": 0.999},
                 "examples": {"max_offset": 0},
                 "checkpoint_every": 2 if small else 100,
+                "evaluate_every": 2 if small else 100,
+                "best": "",
+                "final": "last",
             },
         }
     )  # fmt: skip

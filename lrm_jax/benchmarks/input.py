@@ -108,7 +108,7 @@ def store_speed(root: Path) -> dict[str, Any]:
     started = time.perf_counter()
     store_episodes(folder, settings, (_SIZE.value, _SIZE.value))
     seconds = time.perf_counter() - started
-    store, episodes = load_episodes(folder)
+    store, episodes, _ = load_episodes(folder)
     rng = np.random.default_rng(0)
     shape = (_ROWS.value, _IMAGES.value)
 

@@ -92,6 +92,7 @@ class Mixture:
     Args:
       sources: behind quarantines. weights: relative shares of draws, one a source.
       view: what is kept of an episode.
+      numbers: which episodes of each source; all by default.
       process, processes: every draw belongs to exactly one process; all have every source's share.
     """
 
@@ -105,6 +106,7 @@ class Mixture:
         process: int = 0,
         processes: int = 1,
         reading: Reading | None = None,
+        numbers: Sequence[range] | None = None,
     ):
         if not sources:
             raise UserError("a mixture needs at least one source")
@@ -112,6 +114,7 @@ class Mixture:
         if len(weights) != len(sources) or min(weights) <= 0:
             raise UserError(f"a mixture of {len(sources)} sources needs as many positive weights")
         self._sources, self._view = list(sources), view
+        self._numbers = [range(len(s)) for s in sources] if numbers is None else list(numbers)
         self._weights, self._seed = weights, seed
         self._process, self._processes = process, processes
         self._reading = reading or Reading()
@@ -126,12 +129,12 @@ class Mixture:
         import grain
 
         parts = [
-            grain.MapDataset.source(range(len(source)))
+            grain.MapDataset.source(numbers)
             .seed(int(np.random.default_rng([self._seed, k]).integers(2**31)))
             .shuffle()
             .repeat()[self._process :: self._processes]
             .map(_Numbered(k))
-            for k, source in enumerate(self._sources)
+            for k, numbers in enumerate(self._numbers)
         ]
         drawn = grain.MapDataset.mix(parts, self._weights).map(self._load)
         if make is not None:
@@ -147,7 +150,7 @@ class Mixture:
         do not count."""
         import grain
 
-        pairs = [(k, n) for k, source in enumerate(self._sources) for n in range(len(source))]
+        pairs = [(k, n) for k, numbers in enumerate(self._numbers) for n in numbers]
         own = pairs[self._process :: self._processes]
         return iter(self._read(grain.MapDataset.source(own).map(self._load)))
 

@@ -29,7 +29,9 @@ class AdaptersJob:
     model: a folder with a Qwen3-VL checkpoint, or a reward model's name. heads: which to train, all
     if empty. dtype: of the frozen base. mesh: devices to train over, such as
     "fsdp=-1"; empty for one. env, collect: the training episodes. data: data sets on disk to train
-    on instead, their frames resized to env.size. held_out, evaluate: the episodes of the open-loop
+    on instead, their frames resized to env.size. validation_episodes: so many are never trained on
+    and validate instead: the last of the simulated ones; on disk the last of each data set, by its
+    share of all episodes. held_out, evaluate: the episodes of the open-loop
     table, whose sentences training must not contain.
     """
 
@@ -44,26 +46,43 @@ class AdaptersJob:
     held_out: EnvSettings = field(default_factory=EnvSettings)
     evaluate: CollectSettings = field(default_factory=CollectSettings)
     training: AdapterTraining = field(default_factory=AdapterTraining)
+    validation_episodes: int = field(0, ge=0)
     bars: tuple[tuple[str, float], ...] = ()
+
+    def validate(self):
+        if self.training.best and not self.validation_episodes:
+            raise UserError(
+                f"training.best is {self.training.best!r}: keep episodes to validate on, "
+                "as validation_episodes=64"
+            )
 
 
 def episodes_stage(
     workdir: Workdir, job: AdaptersJob
-) -> tuple[Stage, Callable[[], tuple[FrameStore, list[Episode]]]]:
-    """The stage that holds the training episodes, simulated or from disk, and what reads them."""
+) -> tuple[Stage, Callable[[], tuple[FrameStore, list[Episode], int]]]:
+    """The stage that holds the episodes, simulated or from disk, and what reads them: frames,
+    episodes, and how many of these, the last ones, validate."""
+    kept = job.validation_episodes
     if not job.data.used:
         stage, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
 
         def simulate():
             episodes = list(simulated.episodes(arrays, job.env.make(), job.collect.stride))
-            return FrameStore.from_episodes(episodes), episodes
+            if kept >= len(episodes):
+                raise UserError(
+                    f"config.validation_episodes ({kept}) leaves none of the {len(episodes)} "
+                    "episodes to train on"
+                )
+            return FrameStore.from_episodes(episodes), episodes, kept
 
         return stage, simulate
-    facts = {"data": job.data, "sources": job.data.sources(), "size": job.env.size}
+    facts = {
+        "data": job.data, "sources": job.data.sources(), "size": job.env.size, "validation": kept
+    }  # fmt: skip
     stage = workdir.stage("data", facts)
 
     def compute(folder: Path) -> None:
-        found = store_episodes(folder, job.data, (job.env.size, job.env.size))
+        found = store_episodes(folder, job.data, (job.env.size, job.env.size), kept)
         atomic.write_json(folder / "sources.json", found)
 
     folder = stage.run(compute, lambda folder: folder)
@@ -83,19 +102,25 @@ def run(raw, workdir: Workdir) -> dict:
             raise UserError(f"config.heads: {name!r} is unknown; {did_you_mean(name, by_name)}")
     before, read = episodes_stage(workdir, job)
     chosen = job.heads or tuple(by_name)
-    settings = {"training": job.training, "model": identity(model), "dtype": job.dtype}
+    settings = {
+        "training": job.training, "model": identity(model), "dtype": job.dtype,
+        "validation": job.validation_episodes,
+    }  # fmt: skip
     if job.training.start:
         starts = {n: Path(job.training.start.replace("{head}", n)) for n in chosen}
         settings["start"] = lora_files.facts(starts)
-    made: list[tuple] = []  # store and clips, once they are needed
+    made: list[tuple] = []  # store and clips, to train and to validate, once they are needed
 
     def data():
         if not made:
-            store, episodes = read()
+            store, episodes, kept = read()
             held = HeldOut(job.held_out.make().sentences_in_use())
-            made.append(
-                (store, make_clips(episodes, store, job.training.clips, job.training.seed, held))
-            )
+            clips = make_clips(episodes, store, job.training.clips, job.training.seed, held)
+            first = len(episodes) - kept
+            made.append((
+                store, [c for c in clips if c.episode < first],
+                [c for c in clips if c.episode >= first],
+            ))  # fmt: skip
         return made[0]
 
     def train(name: str, head, save, settings: dict):
@@ -103,13 +128,12 @@ def run(raw, workdir: Workdir) -> dict:
         stage = workdir.stage(name, settings, after=[before])
 
         def compute(folder: Path) -> None:
-            store, clips = data()
-            save(
-                folder,
-                train_adapter(
-                    job.training, model, head, store, clips, stage.scratch, metrics=workdir.path
-                ),
-            )
+            store, clips, validation = data()
+            found = train_adapter(
+                job.training, model, head, store, clips, stage.scratch,
+                validation_clips=validation, metrics=workdir.path,
+            )  # fmt: skip
+            save(folder, found)
 
         return stage, Path(stage.run(compute, lambda folder: str(folder)))
 

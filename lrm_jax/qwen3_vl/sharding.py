@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lrm_jax.parallel import rules
+from lrm_jax.parallel.placement import put
 from lrm_jax.parallel.rules import Rule
 from lrm_jax.qwen3_vl import names
 from lrm_jax.qwen3_vl.config import Config
@@ -71,7 +72,7 @@ def place_adapter(adapter: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     placed = {}
     for part, own in (("lora", LORA), ("params", PARAMS)):
         if part in adapter:
-            placed[part] = jax.device_put(adapter[part], _plan(adapter[part], own, mesh))
+            placed[part] = put(adapter[part], _plan(adapter[part], own, mesh))
     return placed
 
 

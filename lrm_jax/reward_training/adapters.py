@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lrm_jax import lora
 from lrm_jax.labels import Clip, FrameStore
 from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, under
+from lrm_jax.parallel.placement import gathered, put
 from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl import Qwen3VL, names
 from lrm_jax.reward_training import resumable
@@ -42,6 +42,7 @@ def make_step(
     accumulate: int = 1,
     dropout_seed: int | None = None,
     loss: Callable[..., Sums] = written_loss,
+    homes: TrainState | None = None,
 ):
     """The jitted step: (state, base, batch) -> (state, {"loss", "grad_norm", "finite", ...}); the
     state is donated.
@@ -49,13 +50,16 @@ def make_step(
     state.params is an adapter tree (`lora.init`). loss: of a lesson; by default that of written
     answers, the mean over the batch's learnt tokens. accumulate: the batch goes through in so many
     parts, with the gradients of the whole. Where loss or gradients are not finite the adapter stays
-    as it was.
+    as it was. homes: where the state's leaves lie on a mesh; the numbers are then copied to all its
+    devices.
     """
 
     def loss_of(adapter, base, batch, rng):
         return loss(model, lora.variables(base, adapter), batch, rng)
 
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=network_options())
+    placed = {} if homes is None else {"out_shardings": (homes, homes.step)}
+
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=network_options(), **placed)
     def step(state: TrainState, base, batch):
         rng = None
         if dropout_seed is not None:
@@ -104,14 +108,18 @@ def train_adapter(
     clips: Sequence[Clip],
     folder: str | os.PathLike[str],
     *,
+    validation_clips: Sequence[Clip] = (),
     metrics: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """The adapter tree of one head; of several heads {head: tree}, trained in one run, or with
-    `settings.method` "full" one tree with all weights.
+    `settings.method` "full" one tree with all weights. With `settings.final` "best" those of the
+    best validation.
 
     Args:
-      model: the frozen base; its mesh, if it has one, is trained over.
+      model: the frozen base; its mesh, if it has one, is trained over. With several processes each
+        calls this with the same arguments; `folder` is one that all see.
       store, clips: labelled frames, of the camera's size.
+      validation_clips: into the same store, of other episodes: asked about, never learnt.
       folder: for checkpoints and reference log-probabilities; kept between tries, deleted by the
         caller.
       metrics: a folder for `metrics.jsonl` and TensorBoard events, series "adapter_HEAD", or
@@ -119,7 +127,8 @@ def train_adapter(
     Raises:
       UserError: nothing to learn from, a batch that the mesh or `accumulate` does not divide, a
         `start` that does not fit, a loss that stays infinite or NaN (the batch is then in
-        `folder`/bad_batch.npz).
+        `folder`/bad_batch.npz), validation clips that do not fill a batch, a `best` that
+        validation does not give.
     """
     with under(model.mesh):
         parts = shards(ROW_AXES) * settings.accumulate
@@ -128,20 +137,31 @@ def train_adapter(
                 f"rows is {settings.rows}: it must be a multiple of {parts} (shards of the mesh "
                 "times accumulate)"
             )
-        course = make_course(settings, model, head, store, clips, Path(folder), make_step)
+        course = make_course(
+            settings, model, head, store, clips, Path(folder), make_step, validation_clips
+        )
         place = None if model.mesh is None else batch_sharding(model.mesh)
 
         def taught(state, number, batch):
-            given = batch if place is None else jax.device_put(batch, place)
+            given = batch if place is None else put(batch, place)
             return course.step(state, model.params, given)
 
+        def evaluate(params, done):
+            del done
+            return course.validate(params, model.params)
+
+        names = [head.name] if isinstance(head, Head) else [h.name for h in head]
         state, _ = resumable.run(
             resumable.Steps(course.name, course.total, course.facts, course.draw, taught),
             course.state,
             folder,
-            resumable.Pace(settings.checkpoint_every),
+            resumable.Pace(
+                settings.checkpoint_every, settings.evaluate_every,
+                settings.best_of(names, apart=isinstance(head, Head)), settings.final,
+            ),
+            evaluate=None if course.validate is None else evaluate,
             metrics=metrics,
-        )
+        )  # fmt: skip
     return state.params
 
 
@@ -149,8 +169,9 @@ def save_adapter(
     folder: str | os.PathLike[str], adapter: Any, settings: AdapterTraining, model: RewardModel
 ) -> None:
     """The adapter as a folder that PEFT and `load_reward_model(adapters=)` read; with `method`
-    "full" a whole reward model's folder, in the dtype of the base."""
-    host = jax.tree.map(np.asarray, adapter)
+    "full" a whole reward model's folder, in the dtype of the base. Of several processes each writes
+    its own folder, and all call it."""
+    host = gathered(adapter)
     if settings.method == "full":
         whole = dataclasses.replace(model, params=host["params"], adapters={}, _engines={})
         whole.save(folder, str(jax.tree.leaves(model.params)[0].dtype))

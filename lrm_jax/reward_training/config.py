@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from lrm_jax import lora
 from lrm_jax.labels import ClipSettings, ExampleSettings
@@ -168,6 +169,10 @@ class AdapterTraining:
     rows: conversations in a batch; accumulate: in so many parts. epochs: over each
       head's examples; steps: at most so many in all, 0 for whole epochs.
     remat: "none", "dots" or "full", what the backward pass computes again.
+    evaluate_every: steps between validations, if episodes are kept for them. best: a number of
+      validation whose best parameters are kept beside the last: "loss", the mean of the heads',
+      "progress/mae", or "{head}/loss", which of each head keeps its own best. final: which of them
+      the training gives, "last" or "best".
     """
 
     method: str = field("lora", choices=("lora", "full"))
@@ -197,8 +202,15 @@ class AdapterTraining:
     examples: ExampleSettings = field(default_factory=ExampleSettings)
     seed: int = field(0, ge=0)
     checkpoint_every: int = field(100, ge=1)
+    evaluate_every: int = field(100, ge=1)
+    best: str = ""
+    final: str = field("last", choices=("last", "best"))
 
     def validate(self):
+        if self.final == "best" and not self.best:
+            raise UserError('final is "best": name the number that decides, as best={head}/loss')
+        if self.method == "full" and "{head}" in self.best:
+            raise UserError("best: with method 'full' heads share all weights: name one number")
         if self.remat not in ("none", "dots", "full"):
             raise UserError(f"remat is {self.remat!r}: choose none, dots or full")
         for head, name in self.objectives.items():
@@ -211,6 +223,13 @@ class AdapterTraining:
     def objective_of(self, head: str) -> str:
         """What the head called so is taught by."""
         return self.objectives.get(head, self.objective)
+
+    def best_of(self, heads: Sequence[str], apart: bool) -> str | dict[str, str]:
+        """`best` as the run of these heads takes it; apart: it trains one head's tree alone."""
+        if "{head}" not in self.best:
+            return self.best
+        own = {head: self.best.replace("{head}", head) for head in heads}
+        return own[heads[0]] if apart else own
 
     def lora_config(self) -> lora.LoraConfig:
         """What `lora.init` takes."""

@@ -17,14 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lrm_jax import lora
 from lrm_jax.labels import Clip, FrameStore, sentences_of
-from lrm_jax.parallel.mesh import batch_sharding
+from lrm_jax.parallel import rules
+from lrm_jax.parallel.mesh import batch_sharding, replicated
+from lrm_jax.parallel.placement import gathered, put
 from lrm_jax.qwen3_vl import names, read_adapter, sharding
 from lrm_jax.reward_training import dpo, lessons
+from lrm_jax.reward_training.adapter_validation import (
+    Validate,
+    fixed_examples,
+    make_validate,
+    together,
+)
 from lrm_jax.reward_training.config import AdapterTraining
-from lrm_jax.reward_training.lessons import Batches, Lesson, Sums, examples_of
+from lrm_jax.reward_training.lessons import Batches, Examples, Lesson, Sums, examples_of
 from lrm_jax.reward_training.step import TrainState, schedule
 from lrm_jax.reward_training.written import Writer
 from lrm_jax.rewards.heads import Head
@@ -37,7 +46,8 @@ class Course:
     """What the loop runs.
 
     name: of its metrics. state: at the beginning. draw: step number -> batch. step: (state, base,
-    batch) -> (state, numbers). total: steps. facts: all that the result depends on.
+    batch) -> (state, numbers). total: steps. facts: all that the result depends on. validate:
+    (state's parameters, base) -> numbers; None without clips for it.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Course:
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     total: int
     facts: dict[str, Any]
+    validate: Validate | None = None
 
 
 def make_optimiser(settings: AdapterTraining, steps: int) -> optax.GradientTransformation:
@@ -76,22 +87,34 @@ def make_course(
     clips: Sequence[Clip],
     folder: Path,
     make_step: Callable[..., Any],
+    validation_clips: Sequence[Clip] = (),
 ) -> Course:
     """The course of one head or of several; within the model's mesh, if it has one.
 
     folder: where reference log-probabilities are kept. make_step: `adapters.make_step`.
+    validation_clips: of episodes that `clips` do not show.
     Raises:
       UserError: as `adapters.train_adapter`.
     """
     heads = [head] if isinstance(head, Head) else list(head)
-    sentences = sentences_of(clips)
+    sentences = sentences_of([*clips, *validation_clips])
     full = settings.method == "full"
     trees = {h.name: None if full else beginning(settings, model, h) for h in heads}
     whole = all_weights(model) if full else None
-    taught = {
-        h.name: make_lesson(
-            settings, model, h, store, clips, sentences, whole if full else trees[h.name], folder
+    if model.mesh is not None:
+        trees = {n: t and sharding.place_adapter(t, model.mesh) for n, t in trees.items()}
+        whole = whole and sharding.place_adapter(whole, model.mesh)
+    begin = {h.name: whole if full else trees[h.name] for h in heads}
+    size = tuple(store.frames.shape[1:3])
+    writers = {h.name: Writer(h, model.tokenizer, model.config, size, sentences) for h in heads}
+
+    def lesson(head: Head, found: Examples) -> Lesson:
+        return make_lesson(
+            settings, model, writers[head.name], store, found, begin[head.name], folder
         )
+
+    taught = {
+        h.name: lesson(h, examples_of(h, clips, sentences, settings.examples, settings.seed))
         for h in heads
     }
     facts = {
@@ -101,29 +124,60 @@ def make_course(
     }  # fmt: skip
     if not full and settings.start:
         facts["start"] = {name: _digest(tree) for name, tree in trees.items()}
+    checks: dict[str, Validate] = {}
+    if validation_clips:
+        part = settings.rows // settings.accumulate
+        fixed = {}
+        for h in heads:
+            every = validation_examples(h, validation_clips, sentences, settings)
+            fixed[h.name] = own = fixed_examples(
+                h.name, every, settings.rows, part, settings.seed
+            )
+            checks[h.name] = make_validate(
+                model, writers[h.name], lesson(h, own), store, own, part, settings.seed
+            )
+        facts["validation"] = {name: len(own) for name, own in fixed.items()}
     network = model.model.clone(remat=settings.remat)
     seed = settings.seed if settings.dropout and not full else None
 
-    def course(loss: Any, draw: Any, total: int, tree: Any, name: str) -> Course:
-        optimiser = make_optimiser(settings, total)
-        if model.mesh is not None:
-            tree = sharding.place_adapter(tree, model.mesh)
-        # Under jit, moments lie where their factors do.
-        state = TrainState(tree, jax.jit(optimiser.init)(tree), jnp.zeros((), jnp.int32))
-        step = make_step(network, optimiser, settings.accumulate, seed, loss)
-        return Course(name, state, draw, step, total, facts)
+    def course(
+        loss: Any, draw: Any, total: int, tree: Any, name: str, asked: Sequence[str]
+    ) -> Course:
+        optimiser, step, cut = make_optimiser(settings, total), jnp.zeros((), jnp.int32), {}
+        if model.mesh is None:
+            state = TrainState(tree, jax.jit(optimiser.init)(tree), step)
+        else:
+            homes = homes_of(tree, optimiser, model.mesh)
+            moments = jax.jit(optimiser.init, out_shardings=homes.optimiser)(tree)
+            state, cut = TrainState(tree, moments, put(step, homes.step)), {"homes": homes}
+        step = make_step(network, optimiser, settings.accumulate, seed, loss, **cut)
+        own = {n: checks[n] for n in asked if n in checks}
+        validate = together(own, lambda params, _: params) if own else None
+        return Course(name, state, draw, step, total, facts, validate)
 
     draws = {n: Batches(v, settings.rows, settings.seed) for n, v in taught.items()}
     totals = {n: settings.steps or settings.epochs * d.per_epoch for n, d in draws.items()}
     if full:
         return course(
             mixed_loss(taught), lambda k: {n: d(k) for n, d in draws.items()},
-            max(totals.values()), whole, "model",
+            max(totals.values()), whole, "model", list(taught),
         )  # fmt: skip
     single = {
-        n: course(v.loss, draws[n], totals[n], trees[n], f"adapter_{n}") for n, v in taught.items()
+        n: course(v.loss, draws[n], totals[n], trees[n], f"adapter_{n}", [n])
+        for n, v in taught.items()
     }
-    return single[head.name] if isinstance(head, Head) else in_turn(single)
+    if isinstance(head, Head):
+        return single[head.name]
+    validate = together(checks, lambda params, name: params[name]) if checks else None
+    return dataclasses.replace(in_turn(single), validate=validate)
+
+
+def homes_of(tree: Any, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Where the leaves of a state lie whose parameters are `tree`, on its devices: moments beside
+    their factors, the count of steps everywhere."""
+    cut = jax.tree.map(lambda x: x.sharding, tree)
+    moments = rules.follow(jax.eval_shape(optimiser.init, tree), tree, cut, mesh)
+    return TrainState(cut, moments, replicated(mesh))
 
 
 def beginning(settings: AdapterTraining, model: RewardModel, head: Head) -> Any:
@@ -169,19 +223,15 @@ def all_weights(model: RewardModel) -> Any:
 def make_lesson(
     settings: AdapterTraining,
     model: RewardModel,
-    head: Head,
+    writer: Writer,
     store: FrameStore,
-    clips: Sequence[Clip],
-    sentences: Sequence[str],
+    found: Examples,
     tree: Any,
     folder: Path,
 ) -> Lesson:
-    """The head's lesson by its objective; tree: what training begins with, DPO's reference."""
-    writer = Writer(
-        head, model.tokenizer, model.config, tuple(store.frames.shape[1:3]), tuple(sentences)
-    )
-    found = examples_of(head, clips, sentences, settings.examples, settings.seed)
-    objective = settings.objective_of(head.name)
+    """The lesson of the writer's head by its objective; tree: what training begins with, DPO's
+    reference."""
+    objective = settings.objective_of(writer.head.name)
     if objective == "sft":
         return lessons.written(writer, store, found)
     if objective == "expectation":
@@ -201,6 +251,16 @@ def make_lesson(
     return dpo.preferences(
         writer, store, found, reference, settings.seed, settings.beta, settings.label_smoothing
     )
+
+
+def validation_examples(
+    head: Head, clips: Sequence[Clip], sentences: Sequence[str], settings: AdapterTraining
+) -> Examples:
+    """All that validation clips ask of a head; UserError, which says so, if that is nothing."""
+    try:
+        return examples_of(head, clips, sentences, settings.examples, settings.seed)
+    except UserError as error:
+        raise UserError(f"validation episodes: {error}") from error
 
 
 def mixed_loss(taught: dict[str, Lesson]) -> Callable[..., Sums]:
@@ -230,6 +290,12 @@ def in_turn(single: dict[str, Course]) -> Course:
         for name, c in single.items()
     }
 
+    # Constants of programs, for the count of steps may lie on the devices of other processes too.
+    taken = {
+        name: jax.jit(lambda step, table=table: jnp.asarray(table)[step])
+        for name, table in before.items()
+    }
+
     def draw(number: int) -> dict[str, Any]:
         return {
             name: c.draw(int(before[name][number]))
@@ -240,7 +306,7 @@ def in_turn(single: dict[str, Course]) -> Course:
     def step(state: TrainState, base: Any, batches: dict[str, Any]):
         params, moments, numbers = dict(state.params), dict(state.optimiser), {}
         for name, batch in batches.items():
-            own = TrainState(params[name], moments[name], jnp.asarray(before[name])[state.step])
+            own = TrainState(params[name], moments[name], taken[name](state.step))
             own, numbers[name] = single[name].step(own, base, batch)
             params[name], moments[name] = own.params, own.optimiser
         out = {f"{k}_{name}": v for name, own in numbers.items() for k, v in own.items()}
@@ -254,15 +320,15 @@ def in_turn(single: dict[str, Course]) -> Course:
     state = TrainState(
         {n: c.state.params for n, c in single.items()},
         {n: c.state.optimiser for n, c in single.items()},
-        jnp.zeros((), jnp.int32),
+        first.state.step,
     )
     return Course("adapters", state, draw, step, total, first.facts)
 
 
 def _digest(tree: Any) -> str:
-    """Of all arrays of a tree and their places."""
+    """Of all arrays of a tree and their places; with several processes all call it."""
     total = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.ascontiguousarray(x))
+        total.update(np.ascontiguousarray(gathered(x)))
     return total.hexdigest()

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrm_jax.labels import FrameStore
+from lrm_jax.parallel.mesh import replicated
+from lrm_jax.parallel.placement import put
 from lrm_jax.qwen3_vl import Qwen3VL, VisionFeatures
 from lrm_jax.reward_training.lessons import Examples, Lesson, Sums
 from lrm_jax.reward_training.written import (
@@ -32,7 +34,7 @@ from lrm_jax.reward_training.written import (
     encode,
     token_log_probabilities,
 )
-from lrm_jax.run import atomic
+from lrm_jax.run import atomic, processes
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.platform import network_options
 from lrm_jax.run.progress import bar
@@ -160,7 +162,7 @@ def reference_log_probabilities(
     """log P of every example's two turns under the reference, float32 [E, 2].
 
     What is already in `folder` for the same model and the same example (frames, sentence, answers)
-    is read, the rest computed, `rows` at a time, and written.
+    is read, the rest computed, `rows` at a time, and written, by the first process.
 
     Args:
       variables: of the reference. identity: what else they depend on, as JSON takes it (weights,
@@ -179,16 +181,18 @@ def reference_log_probabilities(
     missing = np.array([i for i, key in enumerate(keys) if key not in known], np.int64)
     if len(missing):
         folder.mkdir(parents=True, exist_ok=True)
+        home = None if place is None else replicated(place.mesh)
         run = jax.jit(
-            functools.partial(turn_log_probabilities, model), compiler_options=network_options()
-        )
+            functools.partial(turn_log_probabilities, model), out_shardings=home,
+            compiler_options=network_options(),
+        )  # fmt: skip
         starts = range(0, len(missing), rows)
         for number, start in enumerate(bar(starts, desc="reference", unit="batch")):
             some = missing[start : start + rows]
             padded = np.resize(some, rows)
             none = np.zeros((rows, 2), np.float32)
             batch = _pairs(writer, store, found, chosen, rejected, padded, none)
-            batch = batch if place is None else jax.device_put(batch, place)
+            batch = batch if place is None else put(batch, place)
             values = np.asarray(run(variables, batch), np.float32)
             if not np.isfinite(values).all():
                 raise UserError(
@@ -196,11 +200,13 @@ def reference_log_probabilities(
                     "not finite: its adapter or the base is broken"
                 )
             known |= {keys[i]: v for i, v in zip(some, values, strict=False)}
-            if (number + 1) % SAVE_EVERY == 0 or start + rows >= len(missing):
+            full = (number + 1) % SAVE_EVERY == 0 or start + rows >= len(missing)
+            if full and processes.is_first():
                 table = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
-                whole = io.BytesIO()
-                np.savez(whole, keys=table, values=np.stack(list(known.values())))
-                atomic.write_bytes(path, whole.getvalue())
+                file = io.BytesIO()
+                np.savez(file, keys=table, values=np.stack(list(known.values())))
+                atomic.write_bytes(path, file.getvalue())
+    processes.wait_for_all(f"reference of {writer.head.name}")  # it is there before the next look
     return np.stack([known[key] for key in keys])
 
 

@@ -20,7 +20,7 @@ from lrm_jax.qwen3_vl import Qwen3VL
 from lrm_jax.reward_training import lora_step, objective
 from lrm_jax.reward_training.written import Conversations, Writer, answer_of, total_loss
 from lrm_jax.rewards.heads import Head
-from lrm_jax.rewards.layout import Query, build_layout
+from lrm_jax.rewards.layout import Layout, Query, build_layout
 from lrm_jax.run.errors import UserError
 
 # The sum of a batch's losses float32 []; what to divide it by, and sums of other numbers to log.
@@ -38,6 +38,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.task)
+
+    def chosen(self, order: np.ndarray) -> Examples:
+        """Those at the places `order` int64 [N], in that order."""
+        return Examples(self.images[order], self.task[order], self.label[order])
 
 
 def examples_of(
@@ -125,6 +129,14 @@ def written_loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | No
     return total, (count, {})
 
 
+def closed_layout(writer: Writer) -> Layout:
+    """The token tree from which the closed answers of the writer's head are read."""
+    return build_layout(
+        [Query(writer.head, writer.head.images)], writer.sentences, writer.tokenizer,
+        writer.config, writer.image_size,
+    )  # fmt: skip
+
+
 def expected(
     writer: Writer,
     store: FrameStore,
@@ -142,10 +154,7 @@ def expected(
     head = writer.head
     ascending = np.argsort(head.values)
     values = np.asarray(head.values)[ascending]
-    layout = build_layout(
-        [Query(head, head.images)], writer.sentences, writer.tokenizer, writer.config,
-        writer.image_size,
-    )  # fmt: skip
+    layout = closed_layout(writer)
     spread = smoothing if len(values) > 2 else 0.0
 
     def rows(order: np.ndarray, rng: np.random.Generator) -> lora_step.Rows:

@@ -9,9 +9,11 @@ iterator whose state lies in the checkpoint.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,13 +67,14 @@ class Pace:
     """What happens beside the steps, and how often.
 
     checkpoint_every, evaluate_every: steps. best: an evaluation's number whose best parameters are
-      kept, such as "progress/mae"; empty keeps none. final: "last" or "best", which parameters the
-      loop returns.
+      kept, such as "progress/mae"; empty keeps none. Where the parameters are {key: tree}, {key:
+      number} keeps of each key its own best. final: "last" or "best", which parameters the loop
+      returns.
     """
 
     checkpoint_every: int
     evaluate_every: int = 0
-    best: str = ""
+    best: str | Mapping[str, str] = ""
     final: str = "last"
 
     def __post_init__(self):
@@ -94,7 +97,8 @@ def run(
     """(state, last evaluation) after all steps, from the last checkpoint in `folder` on.
 
     With `pace.final` "best" both are those of the best evaluation (the optimiser's state and the
-    count of steps stay the last).
+    count of steps stay the last); where keys have their own best, the evaluation has the numbers
+    "KEY/..." of each.
 
     Args:
       state: at the beginning, with fields `params` and `step`; its arrays where they should live.
@@ -131,7 +135,7 @@ def run(
         if last is not None:
             state = _on_devices(last.state)
             found = last.metadata.get("validation", {})
-            best.value = last.metadata.get("best")
+            best.values = last.metadata.get("bests", {})
             if data is not None:
                 data.set_state(last.data)
         begun = int(state.step)
@@ -157,7 +161,7 @@ def run(
                     log.write(done, {f"validation/{k}": v for k, v in found.items()})
                     best.offer(done, state.params, found)
                 if done % pace.checkpoint_every == 0 or end or stop:
-                    kept = {"validation": found, "best": best.value}
+                    kept = {"validation": found, "bests": dict(best.values)}
                     given = None if data is None else data.get_state()
                     checkpoints.save(done, state, kept, data=given)
                 progress.update(1)
@@ -172,40 +176,54 @@ def run(
 
 
 class _Best:
-    """The parameters of the best evaluation so far, in a folder of their own."""
+    """The parameters of the best evaluation so far, in a folder of their own; of some keys of the
+    parameters, each in its own. values: the best number by key, "" being all parameters."""
 
-    def __init__(self, folder: Path, facts: Any, metric: str):
-        self._metric, self.value = metric, None
-        self._checkpoints = Checkpoints(folder, facts, keep=1) if metric else None
+    def __init__(self, folder: Path, facts: Any, metric: str | Mapping[str, str]):
+        self._metrics = {"": metric} if isinstance(metric, str) else dict(metric)
+        self._metrics = {key: name for key, name in self._metrics.items() if name}
+        self.values: dict[str, float] = {}
+        self._checkpoints = {k: Checkpoints(folder / k, facts, keep=1) for k in self._metrics}
 
     def __enter__(self) -> _Best:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.close()
+        with contextlib.ExitStack() as stack:
+            for one in self._checkpoints.values():
+                stack.callback(one.close)
 
     def offer(self, step: int, params: Any, found: dict[str, float]) -> None:
-        """Keeps `params` if their evaluation is better than all before; a tie keeps the earlier."""
-        if self._checkpoints is None:
-            return
-        if self._metric not in found:
-            raise UserError(f"best is {self._metric!r}: {did_you_mean(self._metric, found)}")
-        value = found[self._metric]
-        sign = -1 if self._metric.rsplit("/")[-1] in LOWER else 1
-        if self.value is None or sign * value > sign * self.value:
-            self.value = value
-            self._checkpoints.save(step, params, {"validation": found})
+        """Keeps `params` if their evaluation is better than all before; a tie keeps the earlier,
+        and a number that is not finite is never the best."""
+        for key, name in self._metrics.items():
+            if name not in found:
+                raise UserError(f"best is {name!r}: {did_you_mean(name, found)}")
+            sign, best = -1 if name.rsplit("/")[-1] in LOWER else 1, self.values.get(key)
+            if not math.isfinite(found[name]) or (
+                best is not None and sign * found[name] <= sign * best
+            ):
+                continue
+            self.values[key] = found[name]
+            own = params[key] if key else params
+            self._checkpoints[key].save(step, own, {"validation": found})
 
     def read(self, like: Any) -> tuple[Any, dict[str, float]]:
         """The best parameters and their evaluation."""
-        kept = self._checkpoints.latest_valid(like)
-        if kept is None:
-            raise UserError(
-                f"the best parameters in {self._checkpoints.folder} cannot be read: choose "
-                "final=last, or delete the checkpoints and train again"
-            )
-        return _on_devices(kept.state), kept.metadata["validation"]
+        params, found = dict(like) if isinstance(like, Mapping) else like, {}
+        for key, checkpoints in self._checkpoints.items():
+            kept = checkpoints.latest_valid(like[key] if key else like)
+            if kept is None:
+                raise UserError(
+                    f"the best parameters in {checkpoints.folder} cannot be read: choose "
+                    "final=last, or delete the checkpoints and train again"
+                )
+            own, numbers = _on_devices(kept.state), kept.metadata["validation"]
+            if not key:
+                return own, numbers
+            params[key] = own
+            found |= {k: v for k, v in numbers.items() if k.startswith(f"{key}/")}
+        return params, found
 
 
 def _on_devices(tree: Any) -> Any:

@@ -8,6 +8,7 @@ afterwards: the step never waits for a decoder, and a restart decodes nothing ag
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,43 +121,77 @@ def mixture(
     size: tuple[int, int],
     process: int = 0,
     processes: int = 1,
+    numbers: Sequence[range] | None = None,
 ) -> Mixture:
-    """The endless stream of episodes: `settings.frames` frames of `size` (height, width) each."""
+    """The endless stream of episodes: `settings.frames` frames of `size` (height, width) each;
+    numbers: which of each source, all by default."""
     return Mixture(
         sources, weights, view=View(settings.frames, size), seed=settings.seed,
-        process=process, processes=processes, reading=settings.reading,
+        process=process, processes=processes, reading=settings.reading, numbers=numbers,
     )  # fmt: skip
 
 
+def apart(sources: Sequence[Quarantine], count: int) -> tuple[list[range], list[range]]:
+    """The episodes of each source that are trained on, and those that only validate: its last ones,
+    `count` of all sources by their shares of the episodes, but never all of a source.
+
+    UserError: there are not so many.
+    """
+    sizes = np.array([len(s) for s in sources])
+    if count and count > sizes.sum() - len(sizes):
+        raise UserError(
+            f"validation_episodes is {count}: too many of the {sizes.sum()} episodes of "
+            f"{len(sizes)} data sets, each of which keeps at least one to train on"
+        )
+    # Sums of shares, rounded: they end at `count`, whatever the single shares are rounded to.
+    ends = np.round(np.cumsum(sizes) * (count / max(sizes.sum(), 1))).astype(int)
+    kept = np.minimum(np.diff(ends, prepend=0), np.maximum(sizes - 1, 0))
+    pairs = [(int(size - own), int(size)) for size, own in zip(sizes, kept, strict=True)]
+    return [range(first) for first, _ in pairs], [range(*pair) for pair in pairs]
+
+
 def store_episodes(
-    folder: str | os.PathLike[str], settings: DataSettings, size: tuple[int, int]
+    folder: str | os.PathLike[str],
+    settings: DataSettings,
+    size: tuple[int, int],
+    validation: int = 0,
 ) -> dict[str, Any]:
-    """Decodes the episodes that `settings` name into `folder`, for `load_episodes`.
+    """Decodes the episodes that `settings` name into `folder`, for `load_episodes`; behind them
+    once each those of the `validation` that `apart` keeps and that are not broken.
 
     Returns:
       What was read, by source: the quarantines' summaries, without those of each episode.
     Raises:
       UserError: nothing there or nothing whole; more broken episodes than allowed; two frames of
-        an episode are not left.
+        an episode are not left; nothing is left to train on, or to validate.
     """
     folder = Path(folder)
     sources, weights = open_sources(settings, folder / "quarantine")
-    stream = mixture(settings, sources, weights, size)
+    learnt, kept = apart(sources, validation)
+    stream = mixture(settings, sources, weights, size, numbers=learnt)
     whole = settings.episodes == 0
-    total = sum(map(len, sources)) if whole else settings.episodes
-    drawn: Iterator[Drawn] = stream.once() if whole else iter(stream)
-    rows: list[dict[str, Any]] = []
-    with atomic.writing(folder), open(folder / _FRAMES, "wb") as file:
-        for one in bar(drawn, total=total, desc="decoding", unit="episode"):
-            np.ascontiguousarray(one.episode.frames).tofile(file)
-            rows.append(_row(one, sources))
-            if not whole and len(rows) == total:
-                break
-    if not rows:
+    total = sum(map(len, learnt)) if whole else settings.episodes
+    drawn: Iterator[Drawn] = stream.once() if whole else itertools.islice(stream, total)
+    behind = mixture(settings, sources, weights, size, numbers=kept).once() if validation else ()
+    rows: list[list[dict[str, Any]]] = [[], []]
+    with (
+        atomic.writing(folder),
+        open(folder / _FRAMES, "wb") as file,
+        bar(total=total + validation, desc="decoding", unit="episode") as progress,
+    ):
+        for own, episodes in zip(rows, (drawn, behind), strict=True):
+            for one in episodes:
+                np.ascontiguousarray(one.episode.frames).tofile(file)
+                own.append(_row(one, sources))
+                progress.update(1)
+    if not rows[0] or (validation and not rows[1]):
         raise UserError("no episode could be read: see the reports of the quarantine")
     for source in sources:
         source.write()
-    atomic.write_json(folder / _EPISODES, {"size": list(size), "episodes": rows})
+    validating, rows = len(rows[1]), [*rows[0], *rows[1]]
+    atomic.write_json(
+        folder / _EPISODES, {"size": list(size), "episodes": rows, "validation": validating}
+    )
     summaries = {s.name: s.summary() for s in sources}
     counts = {name: sum(r["source"] == name for r in rows) for name in summaries}
     return {
@@ -165,8 +200,9 @@ def store_episodes(
     }
 
 
-def load_episodes(folder: str | os.PathLike[str]) -> tuple[FrameStore, list[Episode]]:
-    """What `store_episodes` wrote: frames stay on the disk until they are looked at."""
+def load_episodes(folder: str | os.PathLike[str]) -> tuple[FrameStore, list[Episode], int]:
+    """What `store_episodes` wrote, and how many episodes, the last ones, validate; frames stay on
+    the disk until they are looked at."""
     folder = Path(folder)
     written = atomic.read_json(folder / _EPISODES)
     rows = written["episodes"]
@@ -188,7 +224,7 @@ def load_episodes(folder: str | os.PathLike[str]) -> tuple[FrameStore, list[Epis
                 source=row["source"], camera=row["camera"], meta=meta, **arrays,
             )
         )  # fmt: skip
-    return FrameStore(frames, starts), episodes
+    return FrameStore(frames, starts), episodes, written["validation"]
 
 
 def _row(drawn: Drawn, sources: Sequence[Quarantine]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from lrm_jax.qwen3_vl import Qwen3VL
 from lrm_jax.reward_training.batches import Batch
 from lrm_jax.reward_training.step import Rows, predict
+from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.scoring import normalise
 
 BATCHES = 8
@@ -56,18 +57,34 @@ def validate(
     values = np.concatenate(expected)
     labels = np.concatenate([b.labels for b in batches])
     for i, head in enumerate(rows.heads):
-        known = np.isfinite(labels[..., i])
-        if not known.any():
-            continue
-        got, want = values[..., i][known], labels[..., i][known]
-        if len(head.values) > 2:
-            found[f"{head.name}/mae"] = float(np.abs(got - want).mean())
-            found[f"{head.name}/within_0.2"] = float((np.abs(got - want) <= 0.2).mean())
-        else:
-            found[f"{head.name}/accuracy"] = float(((got >= 0.5) == (want >= 0.5)).mean())
+        found |= closed_numbers(head, values[..., i], labels[..., i])
     if rows.pair is not None:
-        got, want = np.concatenate(compared), np.concatenate([b.closer for b in batches])
-        known = np.isfinite(want) & (want != 0)
-        if known.any():
-            found[f"{rows.contrastive.name}/accuracy"] = float((np.sign(got) == want)[known].mean())
+        closer = np.concatenate([b.closer for b in batches])
+        found |= closed_numbers(rows.contrastive, np.concatenate(compared), closer)
     return found
+
+
+def closed_numbers(head: Head, got: np.ndarray, want: np.ndarray) -> dict[str, float]:
+    """How right a head's expectations float [...] are beside labels float [...], NaN for none.
+
+    Returns:
+      "HEAD/accuracy" of a head that compares (by sign, ties left out) and of one with two answers
+      (by the nearer), otherwise "HEAD/mae" and "HEAD/within_0.2", the share of errors up to 0.2;
+      nothing where there is no label.
+    """
+    known = np.isfinite(want)
+    if compares := "previous" in head.images:
+        known &= want != 0
+    if not known.any():
+        return {}
+    got, want = got[known], want[known]
+    if compares:
+        return {f"{head.name}/accuracy": float((np.sign(got) == want).mean())}
+    if len(head.values) > 2:
+        error = np.abs(got - want)
+        return {
+            f"{head.name}/mae": float(error.mean()),
+            f"{head.name}/within_0.2": float((error <= 0.2).mean()),
+        }
+    middle = sum(head.values) / 2
+    return {f"{head.name}/accuracy": float(((got >= middle) == (want >= middle)).mean())}

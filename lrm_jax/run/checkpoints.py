@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrm_jax.run import atomic, config, trees
+from lrm_jax.run import atomic, config, processes, trees
 from lrm_jax.run.errors import UserError, one_line
 from lrm_jax.run.progress import note
 
@@ -48,6 +48,10 @@ class Checkpoints:
       keep: how many of the latest to keep.
     """
 
+    # The one that saved last: of several processes' saves only one may be under way, because Orbax
+    # names the places where they wait for each other by the step alone.
+    _saved_last: Checkpoints | None = None
+
     def __init__(self, folder: str | os.PathLike[str], settings: Any, *, keep: int = 2):
         self.folder = Path(folder).absolute()
         self.fingerprint = config.fingerprint(settings)
@@ -68,6 +72,8 @@ class Checkpoints:
             finally:
                 self._manager_.close()
                 self._manager_ = None
+                if Checkpoints._saved_last is self:
+                    Checkpoints._saved_last = None
 
     def wait(self) -> None:
         """Returns once every save is whole on the disk.
@@ -122,6 +128,9 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(facts)
         )
+        other, Checkpoints._saved_last = Checkpoints._saved_last, self
+        if other not in (None, self) and processes.count() > 1:
+            other.wait()
         with atomic.writing(self.folder):
             for later in [s for s in self.steps() if s >= step]:
                 self._manager.delete(later)  # passed over by latest_valid: the loop redoes them

@@ -168,6 +168,7 @@ def test_the_recipe_learns_from_a_tfds_data_set_on_disk(tmp_path):
         start(
             "--config=configs/reward_qwen3vl_8b.py:small", f"--config.model={base}",
             f"--config.data.source.path={data}", "--config.data.source.fps=5.0",
+            "--config.training.best={head}/loss", "--config.training.final=best",
             f"--workdir={work}",
         )
     )  # fmt: skip
@@ -176,6 +177,16 @@ def test_the_recipe_learns_from_a_tfds_data_set_on_disk(tmp_path):
     assert (read["episodes"], read["broken"], read["drawn"]) == (5, 1, 4)
     report = json.loads((work / "stages" / "data" / "quarantine" / "data.json").read_text())
     assert report["by_kind"] == {"empty": 1}
+    # The last two are kept for validation: of 20 and of 12 frames.
+    stored = json.loads((work / "stages" / "data" / "episodes.json").read_text())
+    assert stored["validation"] == 2 and [e["frames"] for e in stored["episodes"]][2:] == [20, 12]
+    named = {"progress": "mae", "completion": "accuracy", "contrastive": "accuracy"}
+    for head, number in named.items():
+        rows = metrics.read(work, f"adapter_{head}")
+        rows = [r for r in rows if f"validation/{head}/{number}" in r]
+        assert [r["step"] for r in rows] == [2, 3]
+        assert all(r[f"validation/{head}/loss"] > 0 for r in rows)
+        assert list((work / "tensorboard" / f"adapter_{head}").iterdir())
     assert not (work / "stages" / "episodes").exists()
     for head in ("progress", "completion", "contrastive"):
         tensors = safetensors.numpy.load_file(

@@ -14,17 +14,19 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def start(devices: int, mesh: str, folder: Path, count: int = 1) -> list[subprocess.Popen]:
+def start(
+    devices: int, mesh: str, folder: Path, count: int = 1, program: str = "spread.py", *more: str
+) -> list[subprocess.Popen]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, str(HERE / "spread.py"), str(devices), mesh, str(folder)]
+    command = [sys.executable, str(HERE / program), str(devices), mesh, str(folder)]
     environment = {
         **os.environ, "PYTHONPATH": str(HERE.parents[1]), "LRM_JAX_CACHE": str(folder / "cache")
     }  # fmt: skip
     return [
         subprocess.Popen(
-            [*command, coordinator, str(count), str(number)], env=environment, text=True,
+            [*command, coordinator, str(count), str(number), *more], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in range(count)

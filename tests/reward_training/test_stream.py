@@ -73,7 +73,8 @@ def test_every_episode_once_as_labels_take_them(root, tmp_path):
     }  # fmt: skip
     report = json.loads((tmp_path / "quarantine" / "demos.json").read_text())
     assert report["quarantined"][0]["episode"] == "demos.hdf5/demo_1"
-    store, episodes = stream.load_episodes(tmp_path)
+    store, episodes, kept = stream.load_episodes(tmp_path)
+    assert kept == 0
     assert store.frames.shape == (6 * 11, *SIZE, 3) and len(episodes) == 6
     assert isinstance(store.frames, np.memmap)
     by_task = {e.task: e for e in episodes[:2]}
@@ -103,6 +104,36 @@ def test_draws_of_a_mixture_are_by_weight_and_the_same_again(root, tmp_path):
     stream.store_episodes(again, settings(root, episodes=16, reading={"threads": 1}), SIZE)
     for name in ("frames.uint8", "episodes.json"):
         assert (tmp_path / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize("draws", [0, 16])
+def test_validation_episodes_are_never_trained_on(root, tmp_path, draws):
+    """Of every data set the last ones, once each behind the others; draws never meet them."""
+    sources, _ = stream.open_sources(settings(root))
+    learnt, kept = stream.apart(sources, 3)
+    assert [(len(a), len(b)) for a, b in zip(learnt, kept, strict=True)] == [(1, 1), (1, 1), (2, 1)]
+    stream.store_episodes(tmp_path, settings(root, episodes=draws), SIZE, validation=3)
+    rows = json.loads((tmp_path / "episodes.json").read_text())
+    first, last = rows["episodes"][: -rows["validation"]], rows["episodes"][-rows["validation"] :]
+    assert rows["validation"] == 3 and len(first) == (draws or 3)
+    names = [{(r["source"], r["id"]) for r in part} for part in (first, last)]
+    assert not names[0] & names[1] and len(names[1]) == 3
+    assert {name for name, _ in names[0]} == {name for name, _ in names[1]}
+    store, episodes, count = stream.load_episodes(tmp_path)
+    assert count == 3 and len(store.starts) == len(episodes) + 1
+    # The last demonstration of the file that is not broken; its pixels say which it is.
+    assert episodes[-1].source == "demos" and (episodes[-1].frames[..., 0] == 240).all()
+
+
+def test_validation_takes_a_share_of_each_data_set():
+    sources = [range(1000), range(1), range(10), range(489)]
+    learnt, kept = stream.apart(sources, 150)
+    assert [len(k) for k in kept] == [100, 0, 1, 49]
+    for source, a, b in zip(sources, learnt, kept, strict=True):
+        assert [*a, *b] == [*source] and len(a) >= 1
+    assert [len(k) for k in stream.apart(sources, 0)[1]] == [0, 0, 0, 0]
+    with pytest.raises(UserError, match="too many of the 1500 episodes"):
+        stream.apart(sources, 1498)
 
 
 def test_processes_draw_different_episodes(root):
