@@ -164,7 +164,7 @@ def _suite(config: ConfigDict, small: bool) -> None:
     training.checkpoint_every = 4 if small else 100
     training.optimiser.learning_rate = 1e-3
     training.phases = (
-        {"name": "suite", "steps": 4 if small else 2200, "rows": 16, "frames_per_row": 4,
+        {"name": "suite", "steps": 4 if small else 1900, "rows": 16, "frames_per_row": 4,
          "pairs_per_row": 4,
          "kinds": {"success": 2.0, "failure": 2.0, "wrong_sentence": 1.5, "rewind": 0.5},
          "heads": {

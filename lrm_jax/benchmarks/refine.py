@@ -24,15 +24,12 @@ import time
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")  # before mujoco is imported
 
-from pathlib import Path
-
 import jax
-import mujoco
 import numpy as np
 from absl import flags
 
-import lrm_jax
 from lrm_jax.benchmarks import peers, scale
+from lrm_jax.benchmarks.worlds import physics_and_pixels, quickstart
 from lrm_jax.jobs.arms import heads_asked, make_reward
 from lrm_jax.jobs.base_policy import World
 from lrm_jax.jobs.refine import RefineJob
@@ -42,9 +39,7 @@ from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import NANO_FOLDER, load_reward_model
 from lrm_jax.rewards.tokenizer import IMAGE_PAD
 from lrm_jax.rl.refine import refine
-from lrm_jax.run import config
 from lrm_jax.run.cli import reject_arguments, run_app
-from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import note
 
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
@@ -58,16 +53,6 @@ _ENVIRONMENTS = flags.DEFINE_list("environments", None, "Measure scale at these 
 _ONE = flags.DEFINE_boolean("one_scale", False, "Internal: one number of environments, one line.")
 
 PARTS = ("rollout", "score", "learn")
-
-
-def quickstart(envs: int, iterations: int) -> RefineJob:
-    """The quickstart's settings, for so many environments and iterations."""
-    path = Path(lrm_jax.__file__).parents[1] / "configs" / "quickstart.py"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run this from a checkout")
-    raw = config.sibling(str(path), "quickstart").get_config("")
-    raw.job, raw.refine.num_envs, raw.refine.iterations = "refine", envs, iterations
-    return config.build(RefineJob, raw)
 
 
 def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
@@ -101,28 +86,6 @@ def one_scale() -> None:
         "peak_bytes_before": before, "control_steps_per_second": steps / found["iteration"],
     }  # fmt: skip
     print(json.dumps(row))
-
-
-def physics_and_pixels(world: World, job: RefineJob, episodes: int) -> dict[str, float]:
-    """Seconds of one episode in MuJoCo's C engine, and of drawing the frames that are judged."""
-    env, size = world.env, job.env.size
-    model = env.mj_model
-    data = mujoco.MjData(model)
-    start = time.perf_counter()
-    for _ in range(episodes):
-        mujoco.mj_resetData(model, data)
-        for _ in range(env.episode_length * env.config.substeps):
-            mujoco.mj_step(model, data)
-    stepped = (time.perf_counter() - start) / episodes
-    with mujoco.Renderer(model, size, size) as renderer:
-        renderer.update_scene(data, camera=0)
-        renderer.render()
-        start = time.perf_counter()
-        for _ in range(episodes * (job.refine.num_chunks + 1)):
-            renderer.update_scene(data, camera=0)
-            renderer.render()
-        drawn = (time.perf_counter() - start) / episodes
-    return {"physics": stepped, "pixels": drawn}
 
 
 def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
@@ -193,9 +156,10 @@ def main(argv: list[str]) -> None:
     note("lrm_jax, every saving of the reward engine off")
     plain = measured(job, world, reward(share=False, frames_per_row=1))
     note("one thing after another")
-    episode = physics_and_pixels(world, job, _EPISODES.value)
+    frames = job.refine.num_chunks + 1
+    episode = physics_and_pixels(world.env, job.env.size, frames, _EPISODES.value)
     answer = answer_seconds(world, job, _ANSWERS.value)
-    judged = (job.refine.num_chunks + 1) * job.refine.num_envs
+    judged = frames * job.refine.num_envs
     answers = judged * len(heads_asked(job.reward))
     other = {
         "rollout": job.refine.num_envs * sum(episode.values()),
