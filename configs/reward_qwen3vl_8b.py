@@ -51,6 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "limit": {"count": 10, "share": 0.01},
                 "reading": {"threads": 4, "ahead": 16},
                 "seed": 0,
+                # Decoded while training draws them, not stored before: needs training.steps.
+                "stream": False, "per_episode": 8,
             },
             # Never trained on; asked about while the adapters learn.
             "validation_episodes": 2 if small else 128,

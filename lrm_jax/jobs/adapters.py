@@ -2,7 +2,7 @@
 table with them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrm_jax.episodes import Episode
@@ -14,9 +14,19 @@ from lrm_jax.labels import FrameStore, HeldOut, make_clips
 from lrm_jax.lora import files as lora_files
 from lrm_jax.reward_training import AdapterTraining
 from lrm_jax.reward_training.adapters import save_adapter, train_adapter
-from lrm_jax.reward_training.stream import DataSettings, load_episodes, store_episodes
+from lrm_jax.reward_training.example_stream import ExampleStream, Streamed
+from lrm_jax.reward_training.stream import (
+    DataSettings,
+    apart,
+    load_episodes,
+    load_sentences,
+    mixture,
+    open_sources,
+    store_episodes,
+)
+from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.model import load_reward_model
-from lrm_jax.run import atomic, config
+from lrm_jax.run import atomic, config, processes
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError, did_you_mean
 from lrm_jax.run.workdir import Stage, Workdir
@@ -50,6 +60,14 @@ class AdaptersJob:
     bars: tuple[tuple[str, float], ...] = ()
 
     def validate(self):
+        if self.data.stream:
+            if not self.training.steps:
+                raise UserError("training.steps is 0: with data.stream say how many steps to train")
+            if self.training.rows % self.data.per_episode:
+                raise UserError(
+                    f"data.per_episode is {self.data.per_episode}: it must divide training.rows, "
+                    f"which is {self.training.rows}"
+                )
         if self.training.best and not self.validation_episodes:
             raise UserError(
                 f"training.best is {self.training.best!r}: keep episodes to validate on, "
@@ -89,6 +107,25 @@ def episodes_stage(
     return stage, lambda: load_episodes(folder)
 
 
+def streams(
+    job: AdaptersJob, heads: Sequence[Head], stored: Stage, held: HeldOut, workdir: Workdir
+) -> Streamed:
+    """The heads' examples as they come, each head's from its beginning; the validation episodes are
+    left out. stored: the stage of `episodes_stage`. With several processes each decodes all of them
+    and gives its devices their rows."""
+    size = (job.env.size, job.env.size)
+    found = {}
+    for head in heads:
+        reports = workdir / "quarantine" / head.name if processes.is_first() else None
+        sources, weights = open_sources(job.data, reports)
+        learnt, _ = apart(sources, job.validation_episodes)
+        found[head.name] = ExampleStream(
+            mixture(job.data, sources, weights, size, numbers=learnt), head, job.training.clips,
+            job.training.examples, job.training.rows, job.data.per_episode, held,
+        )  # fmt: skip
+    return Streamed(found, load_sentences(stored.path), size, stored.fingerprint)
+
+
 def run(raw, workdir: Workdir) -> dict:
     """Trains one adapter a head into ``stages/adapter_HEAD`` (PEFT folders), or together into
     ``stages/adapters/HEAD``, or all weights into ``stages/model``; then judges what it made."""
@@ -109,13 +146,15 @@ def run(raw, workdir: Workdir) -> dict:
     if job.training.start:
         starts = {n: Path(job.training.start.replace("{head}", n)) for n in chosen}
         settings["start"] = lora_files.facts(starts)
+    held = HeldOut(job.held_out.make().sentences_in_use())
     made: list[tuple] = []  # store and clips, to train and to validate, once they are needed
 
     def data():
         if not made:
             store, episodes, kept = read()
-            held = HeldOut(job.held_out.make().sentences_in_use())
-            clips = make_clips(episodes, store, job.training.clips, job.training.seed, held)
+            clips = []
+            if episodes:
+                clips = make_clips(episodes, store, job.training.clips, job.training.seed, held)
             first = len(episodes) - kept
             made.append((
                 store, [c for c in clips if c.episode < first],
@@ -129,9 +168,11 @@ def run(raw, workdir: Workdir) -> dict:
 
         def compute(folder: Path) -> None:
             store, clips, validation = data()
+            asked = [head] if isinstance(head, Head) else head
+            streamed = streams(job, asked, before, held, workdir) if job.data.stream else None
             found = train_adapter(
                 job.training, model, head, store, clips, stage.scratch,
-                validation_clips=validation, metrics=workdir.path,
+                validation_clips=validation, streamed=streamed, metrics=workdir.path,
             )  # fmt: skip
             save(folder, found)
 

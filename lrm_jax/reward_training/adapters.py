@@ -28,6 +28,7 @@ from lrm_jax.qwen3_vl import Qwen3VL, names
 from lrm_jax.reward_training import resumable
 from lrm_jax.reward_training.config import AdapterTraining
 from lrm_jax.reward_training.course import make_course
+from lrm_jax.reward_training.example_stream import Streamed
 from lrm_jax.reward_training.lessons import Sums, written_loss
 from lrm_jax.reward_training.step import TrainState, finite_update
 from lrm_jax.rewards.heads import Head
@@ -104,11 +105,12 @@ def train_adapter(
     settings: AdapterTraining,
     model: RewardModel,
     head: Head | Sequence[Head],
-    store: FrameStore,
+    store: FrameStore | None,
     clips: Sequence[Clip],
     folder: str | os.PathLike[str],
     *,
     validation_clips: Sequence[Clip] = (),
+    streamed: Streamed | None = None,
     metrics: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """The adapter tree of one head; of several heads {head: tree}, trained in one run, or with
@@ -120,6 +122,8 @@ def train_adapter(
         calls this with the same arguments; `folder` is one that all see.
       store, clips: labelled frames, of the camera's size.
       validation_clips: into the same store, of other episodes: asked about, never learnt.
+      streamed: what is learnt as it comes, in place of `clips`, which are then (), as is `store`
+        None without `validation_clips`. Its place is kept in the checkpoints.
       folder: for checkpoints and reference log-probabilities; kept between tries, deleted by the
         caller.
       metrics: a folder for `metrics.jsonl` and TensorBoard events, series "adapter_HEAD", or
@@ -128,7 +132,7 @@ def train_adapter(
       UserError: nothing to learn from, a batch that the mesh or `accumulate` does not divide, a
         `start` that does not fit, a loss that stays infinite or NaN (the batch is then in
         `folder`/bad_batch.npz), validation clips that do not fill a batch, a `best` that
-        validation does not give.
+        validation does not give, a stream without `steps` or of DPO.
     """
     with under(model.mesh):
         parts = shards(ROW_AXES) * settings.accumulate
@@ -138,8 +142,9 @@ def train_adapter(
                 "times accumulate)"
             )
         course = make_course(
-            settings, model, head, store, clips, Path(folder), make_step, validation_clips
-        )
+            settings, model, head, store, clips, Path(folder), make_step, validation_clips,
+            streamed,
+        )  # fmt: skip
         place = None if model.mesh is None else batch_sharding(model.mesh)
 
         def taught(state, number, batch):
@@ -160,6 +165,7 @@ def train_adapter(
                 settings.best_of(names, apart=isinstance(head, Head)), settings.final,
             ),
             evaluate=None if course.validate is None else evaluate,
+            data=streamed,
             metrics=metrics,
         )  # fmt: skip
     return state.params

@@ -33,7 +33,15 @@ from lrm_jax.reward_training.adapter_validation import (
     together,
 )
 from lrm_jax.reward_training.config import AdapterTraining
-from lrm_jax.reward_training.lessons import Batches, Examples, Lesson, Sums, examples_of
+from lrm_jax.reward_training.example_stream import StreamBatches, Streamed
+from lrm_jax.reward_training.lessons import (
+    Batches,
+    Examples,
+    Lesson,
+    Stored,
+    Sums,
+    examples_of,
+)
 from lrm_jax.reward_training.step import TrainState, schedule
 from lrm_jax.reward_training.written import Writer
 from lrm_jax.rewards.heads import Head
@@ -83,21 +91,27 @@ def make_course(
     settings: AdapterTraining,
     model: RewardModel,
     head: Head | Sequence[Head],
-    store: FrameStore,
+    store: FrameStore | None,
     clips: Sequence[Clip],
     folder: Path,
     make_step: Callable[..., Any],
     validation_clips: Sequence[Clip] = (),
+    streamed: Streamed | None = None,
 ) -> Course:
     """The course of one head or of several; within the model's mesh, if it has one.
 
     folder: where reference log-probabilities are kept. make_step: `adapters.make_step`.
-    validation_clips: of episodes that `clips` do not show.
+    validation_clips: of episodes that `clips` do not show. streamed: what is learnt in place of
+    `clips`.
     Raises:
       UserError: as `adapters.train_adapter`.
     """
     heads = [head] if isinstance(head, Head) else list(head)
     sentences = sentences_of([*clips, *validation_clips])
+    if streamed is not None:
+        sentences = tuple(sorted({*sentences, *streamed.sentences}))
+        if not settings.steps:
+            raise UserError("steps is 0: a stream has no epochs, say how many steps to train")
     full = settings.method == "full"
     trees = {h.name: None if full else beginning(settings, model, h) for h in heads}
     whole = all_weights(model) if full else None
@@ -105,23 +119,26 @@ def make_course(
         trees = {n: t and sharding.place_adapter(t, model.mesh) for n, t in trees.items()}
         whole = whole and sharding.place_adapter(whole, model.mesh)
     begin = {h.name: whole if full else trees[h.name] for h in heads}
-    size = tuple(store.frames.shape[1:3])
+    size = tuple(store.frames.shape[1:3]) if streamed is None else tuple(streamed.size)
     writers = {h.name: Writer(h, model.tokenizer, model.config, size, sentences) for h in heads}
 
-    def lesson(head: Head, found: Examples) -> Lesson:
-        return make_lesson(
-            settings, model, writers[head.name], store, found, begin[head.name], folder
-        )
+    def lesson(head: Head, found: Examples | None) -> Lesson:
+        stored = None if found is None else (store, found)
+        return make_lesson(settings, model, writers[head.name], stored, begin[head.name], folder)
 
-    taught = {
-        h.name: lesson(h, examples_of(h, clips, sentences, settings.examples, settings.seed))
-        for h in heads
-    }
+    def own(head: Head) -> Examples | None:
+        if streamed is not None:
+            return None
+        return examples_of(head, clips, sentences, settings.examples, settings.seed)
+
+    taught = {h.name: lesson(h, own(h)) for h in heads}
     facts = {
         "settings": settings, "head": [h.name for h in heads], "model": model.facts,
         "examples": {name: lesson.examples for name, lesson in taught.items()},
         "sentences": sentences,
     }  # fmt: skip
+    if streamed is not None:
+        facts["stream"] = streamed.facts
     if not full and settings.start:
         facts["start"] = {name: _digest(tree) for name, tree in trees.items()}
     checks: dict[str, Validate] = {}
@@ -130,13 +147,11 @@ def make_course(
         fixed = {}
         for h in heads:
             every = validation_examples(h, validation_clips, sentences, settings)
-            fixed[h.name] = own = fixed_examples(
-                h.name, every, settings.rows, part, settings.seed
-            )
+            fixed[h.name] = some = fixed_examples(h.name, every, settings.rows, part, settings.seed)
             checks[h.name] = make_validate(
-                model, writers[h.name], lesson(h, own), store, own, part, settings.seed
+                model, writers[h.name], lesson(h, some), store, some, part, settings.seed
             )
-        facts["validation"] = {name: len(own) for name, own in fixed.items()}
+        facts["validation"] = {name: len(some) for name, some in fixed.items()}
     network = model.model.clone(remat=settings.remat)
     seed = settings.seed if settings.dropout and not full else None
 
@@ -151,12 +166,18 @@ def make_course(
             moments = jax.jit(optimiser.init, out_shardings=homes.optimiser)(tree)
             state, cut = TrainState(tree, moments, put(step, homes.step)), {"homes": homes}
         step = make_step(network, optimiser, settings.accumulate, seed, loss, **cut)
-        own = {n: checks[n] for n in asked if n in checks}
-        validate = together(own, lambda params, _: params) if own else None
+        some = {n: checks[n] for n in asked if n in checks}
+        validate = together(some, lambda params, _: params) if some else None
         return Course(name, state, draw, step, total, facts, validate)
 
-    draws = {n: Batches(v, settings.rows, settings.seed) for n, v in taught.items()}
-    totals = {n: settings.steps or settings.epochs * d.per_epoch for n, d in draws.items()}
+    if streamed is None:
+        draws = {n: Batches(v, settings.rows, settings.seed) for n, v in taught.items()}
+        totals = {n: settings.steps or settings.epochs * d.per_epoch for n, d in draws.items()}
+    else:
+        draws = {
+            n: StreamBatches(v, streamed.streams[n], settings.seed) for n, v in taught.items()
+        }
+        totals = dict.fromkeys(draws, settings.steps)
     if full:
         return course(
             mixed_loss(taught), lambda k: {n: d(k) for n, d in draws.items()},
@@ -224,20 +245,28 @@ def make_lesson(
     settings: AdapterTraining,
     model: RewardModel,
     writer: Writer,
-    store: FrameStore,
-    found: Examples,
+    stored: Stored | None,
     tree: Any,
     folder: Path,
 ) -> Lesson:
-    """The lesson of the writer's head by its objective; tree: what training begins with, DPO's
-    reference."""
+    """The lesson of the writer's head by its objective; stored: None where examples are streamed.
+    tree: what training begins with, DPO's reference.
+
+    UserError: DPO of a stream, whose examples cannot be put to the reference beforehand.
+    """
     objective = settings.objective_of(writer.head.name)
     if objective == "sft":
-        return lessons.written(writer, store, found)
+        return lessons.written(writer, stored)
     if objective == "expectation":
         return lessons.expected(
-            writer, store, found, settings.distribution, settings.smoothing, settings.closed_mass
+            writer, stored, settings.distribution, settings.smoothing, settings.closed_mass
         )
+    if stored is None:
+        raise UserError(
+            f"head {writer.head.name!r}: dpo asks its reference about every example beforehand, "
+            "which a stream does not allow: store the episodes (stream=False)"
+        )
+    store, found = stored
     identity = {
         "model": {k: v for k, v in model.facts.items() if k != "model"},
         "adapter": _digest(tree) if settings.method == "lora" else None,

@@ -6,27 +6,19 @@ mixture's iterator, which the loop keeps in its checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from lrm_jax.episodes.mixture import Drawn, Mixture
 from lrm_jax.labels import ClipSettings, ExampleSettings, FrameStore, HeldOut, make_clips
-from lrm_jax.reward_training.lessons import examples_of
+from lrm_jax.reward_training.lessons import Labelled, Lesson, examples_of
 from lrm_jax.rewards.heads import Head
 from lrm_jax.run.errors import UserError
 
 _PATIENCE = 1000  # draws in a row that teach a head nothing, after which something must be wrong
-
-
-class Labelled(NamedTuple):
-    """B examples: frames uint8 [B, K, H, W, 3], the head's images in order; B sentences; label
-    float32 [B] on the scale of the head's values."""
-
-    frames: np.ndarray
-    sentences: list[str]
-    label: np.ndarray
 
 
 class ExampleStream:
@@ -112,3 +104,36 @@ class ExampleStream:
             [sentences[t] for t in found.task[order]],
             found.label[order],
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """What heads learn from as it comes, and where that has got to; the loop's data iterator.
+
+    streams: by head, each of them new. sentences: all that they can ask about. size: (height,
+    width) of their frames, pixels. facts: all that they depend on.
+    """
+
+    streams: Mapping[str, ExampleStream]
+    sentences: tuple[str, ...]
+    size: tuple[int, int]
+    facts: Any
+
+    def get_state(self) -> dict[str, Any]:
+        """The streams' places, a JSON value."""
+        return {name: stream.get_state() for name, stream in self.streams.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where the `get_state` of an equal object was."""
+        for name, stream in self.streams.items():
+            stream.set_state(state[name])
+
+
+class StreamBatches:
+    """A lesson's batches from a stream, in the order of the steps."""
+
+    def __init__(self, lesson: Lesson, stream: ExampleStream, seed: int):
+        self._lesson, self._stream, self._seed = lesson, stream, seed
+
+    def __call__(self, step: int) -> Any:
+        return self._lesson.batch(next(self._stream), np.random.default_rng([self._seed, 9, step]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ class Examples:
         return Examples(self.images[order], self.task[order], self.label[order])
 
 
+Stored = tuple[FrameStore, Examples]
+
+
 def examples_of(
     head: Head,
     clips: Sequence[Clip],
@@ -70,19 +73,30 @@ def examples_of(
     return Examples(images[known], found.task[known], labels[known].astype(np.float32))
 
 
+class Labelled(NamedTuple):
+    """B examples: frames uint8 [B, K, H, W, 3], the head's images in order; B sentences; label
+    float32 [B] on the scale of the head's values."""
+
+    frames: np.ndarray
+    sentences: list[str]
+    label: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
     """An objective for one head.
 
-    head: whose. examples: E, how many there are. rows: (places int64 [B] among them, generator) ->
-    a batch, a pytree of arrays whose first axis is B. loss: (network, variables, batch, key for
-    dropout or None) -> `Sums`.
+    head: whose. examples: E, how many are stored; 0 if they are streamed. rows: (places int64 [B]
+    among them, generator) -> a batch, a pytree of arrays whose first axis is B; None if they are
+    streamed. loss: (network, variables, batch, key for dropout or None) -> `Sums`. batch:
+    (examples, generator) -> a batch of them; None where a batch needs what is computed before.
     """
 
     head: Head
     examples: int
-    rows: Callable[[np.ndarray, np.random.Generator], Any]
+    rows: Callable[[np.ndarray, np.random.Generator], Any] | None
     loss: Callable[[Qwen3VL, Any, Any, jax.Array | None], Sums]
+    batch: Callable[[Labelled, np.random.Generator], Any] | None = None
 
 
 class Batches:
@@ -110,17 +124,29 @@ class Batches:
         return np.random.default_rng([self._seed, 8, epoch]).permutation(self._lesson.examples)
 
 
-def written(writer: Writer, store: FrameStore, found: Examples) -> Lesson:
-    """Supervised fine-tuning on the written answer (`written.total_loss`)."""
+def _lesson(writer: Writer, batch: Any, loss: Any, stored: Stored | None) -> Lesson:
+    """Of batches of any labelled examples, and of the stored ones if there are any."""
+    if stored is None:
+        return Lesson(writer.head, 0, None, loss, batch)
+    store, found = stored
 
-    def rows(order: np.ndarray, rng: np.random.Generator) -> Conversations:
-        return writer.batch(
-            store.frames[found.images[order]],
-            [writer.sentences[t] for t in found.task[order]],
-            answer_of(writer.head, found.label[order], rng),
-        )
+    def rows(order: np.ndarray, rng: np.random.Generator) -> Any:
+        sentences = [writer.sentences[t] for t in found.task[order]]
+        shown = Labelled(store.frames[found.images[order]], sentences, found.label[order])
+        return batch(shown, rng)
 
-    return Lesson(writer.head, len(found), rows, written_loss)
+    return Lesson(writer.head, len(found), rows, loss, batch)
+
+
+def written(writer: Writer, stored: Stored | None) -> Lesson:
+    """Supervised fine-tuning on the written answer (`written.total_loss`); stored: None where
+    examples are streamed."""
+
+    def batch(shown: Labelled, rng: np.random.Generator) -> Conversations:
+        answers = answer_of(writer.head, shown.label, rng)
+        return writer.batch(shown.frames, shown.sentences, answers)
+
+    return _lesson(writer, batch, written_loss, stored)
 
 
 def written_loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | None) -> Sums:
@@ -139,17 +165,16 @@ def closed_layout(writer: Writer) -> Layout:
 
 def expected(
     writer: Writer,
-    store: FrameStore,
-    found: Examples,
+    stored: Stored | None,
     distribution: str,
     smoothing: float,
     closed_mass: float,
 ) -> Lesson:
     """A loss on the distribution of the closed answers, read from the token tree in one forward.
 
-    distribution, smoothing, closed_mass: see `AdapterTraining`. Divided by the number of rows. What
-    stands behind the answer is not learnt: such an adapter is scored, not asked to write, unless it
-    began with one that can.
+    stored: None where examples are streamed. distribution, smoothing, closed_mass: see
+    `AdapterTraining`. Divided by the number of rows. What stands behind the answer is not learnt:
+    such an adapter is scored, not asked to write, unless it began with one that can.
     """
     head = writer.head
     ascending = np.argsort(head.values)
@@ -157,11 +182,12 @@ def expected(
     layout = closed_layout(writer)
     spread = smoothing if len(values) > 2 else 0.0
 
-    def rows(order: np.ndarray, rng: np.random.Generator) -> lora_step.Rows:
+    number = {s: i for i, s in enumerate(writer.sentences)}
+
+    def made(shown: Labelled, rng: np.random.Generator) -> lora_step.Rows:
         del rng
-        return lora_step.Rows(
-            store.frames[found.images[order]], found.task[order], found.label[order]
-        )
+        task = np.array([number[s] for s in shown.sentences], np.int32)
+        return lora_step.Rows(shown.frames, task, shown.label)
 
     def loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | None) -> Sums:
         answers = lora_step.answer_log_probabilities(
@@ -179,4 +205,4 @@ def expected(
         error = jnp.sum(jnp.abs(mean - batch.labels))
         return jnp.sum(each), (jnp.int32(len(batch.labels)), {"mae": error})
 
-    return Lesson(head, len(found), rows, loss)
+    return _lesson(writer, made, loss, stored)

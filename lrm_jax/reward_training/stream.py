@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from lrm_jax.episodes import Episode, Limit, Quarantine, SourceSettings, open_source
+from lrm_jax.episodes import (
+    BrokenEpisode,
+    Episode,
+    Limit,
+    Quarantine,
+    SourceSettings,
+    open_source,
+)
 from lrm_jax.episodes.mixture import Drawn, Mixture, Reading, View
 from lrm_jax.labels import FrameStore
 from lrm_jax.run import atomic, config
@@ -38,6 +45,9 @@ class DataSettings:
     absent: "error", or "skip": sources of the mixture that are not on the disk are left out, and
       said so.
     limit: how many broken episodes each source may have.
+    stream: episodes are decoded while training draws them, endlessly and by weight, and none is
+      stored but those that validate: for data larger than the disk or the memory. per_episode: so
+      many examples of a head come from each episode drawn.
     """
 
     mixture: str = ""
@@ -49,8 +59,14 @@ class DataSettings:
     limit: Limit = field(default_factory=Limit)
     reading: Reading = field(default_factory=Reading)
     seed: int = field(0, ge=0)
+    stream: bool = False
+    per_episode: int = field(8, ge=1)
 
     def validate(self):
+        if self.stream and not self.used:
+            raise UserError("stream: name the data sets, by mixture or source.path")
+        if self.stream and self.episodes:
+            raise UserError("stream: a stream has no end, leave episodes at 0")
         if self.mixture and self.source.path:
             raise UserError("name either a mixture or a source.path, not both")
         if 0 < self.frames < 2:
@@ -157,7 +173,8 @@ def store_episodes(
     validation: int = 0,
 ) -> dict[str, Any]:
     """Decodes the episodes that `settings` name into `folder`, for `load_episodes`; behind them
-    once each those of the `validation` that `apart` keeps and that are not broken.
+    once each those of the `validation` that `apart` keeps and that are not broken. Of a stream
+    these alone, and all sentences of the others, read from episodes whose frames stay encoded.
 
     Returns:
       What was read, by source: the quarantines' summaries, without those of each episode.
@@ -172,6 +189,9 @@ def store_episodes(
     whole = settings.episodes == 0
     total = sum(map(len, learnt)) if whole else settings.episodes
     drawn: Iterator[Drawn] = stream.once() if whole else itertools.islice(stream, total)
+    sentences: list[str] = []
+    if settings.stream:
+        sentences, total, drawn = _sentences(sources, learnt), 0, iter(())
     behind = mixture(settings, sources, weights, size, numbers=kept).once() if validation else ()
     rows: list[list[dict[str, Any]]] = [[], []]
     with (
@@ -184,13 +204,14 @@ def store_episodes(
                 np.ascontiguousarray(one.episode.frames).tofile(file)
                 own.append(_row(one, sources))
                 progress.update(1)
-    if not rows[0] or (validation and not rows[1]):
+    if not (rows[0] or sentences) or (validation and not rows[1]):
         raise UserError("no episode could be read: see the reports of the quarantine")
     for source in sources:
         source.write()
     validating, rows = len(rows[1]), [*rows[0], *rows[1]]
     atomic.write_json(
-        folder / _EPISODES, {"size": list(size), "episodes": rows, "validation": validating}
+        folder / _EPISODES,
+        {"size": list(size), "episodes": rows, "validation": validating, "sentences": sentences},
     )
     summaries = {s.name: s.summary() for s in sources}
     counts = {name: sum(r["source"] == name for r in rows) for name in summaries}
@@ -208,7 +229,10 @@ def load_episodes(folder: str | os.PathLike[str]) -> tuple[FrameStore, list[Epis
     rows = written["episodes"]
     starts = np.concatenate([[0], np.cumsum([r["frames"] for r in rows])]).astype(np.int64)
     shape = (int(starts[-1]), *written["size"], 3)
-    frames = np.memmap(folder / _FRAMES, np.uint8, "r", shape=shape)
+    # A file of no bytes cannot be mapped.
+    frames = np.memmap(folder / _FRAMES, np.uint8, "r", shape=shape) if rows else np.empty(
+        shape, np.uint8
+    )
     episodes = []
     for row, begin, end in zip(rows, starts[:-1], starts[1:], strict=True):
         arrays = {
@@ -225,6 +249,25 @@ def load_episodes(folder: str | os.PathLike[str]) -> tuple[FrameStore, list[Epis
             )
         )  # fmt: skip
     return FrameStore(frames, starts), episodes, written["validation"]
+
+
+def load_sentences(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """All sentences that the episodes of a stream name, as `store_episodes` wrote them."""
+    return tuple(atomic.read_json(Path(folder) / _EPISODES)["sentences"])
+
+
+def _sentences(sources: Sequence[Quarantine], numbers: Sequence[range]) -> list[str]:
+    """Those that these episodes name, whether or not they are their own; sorted."""
+    found: set[str] = set()
+    places = [(source, n) for source, own in zip(sources, numbers, strict=True) for n in own]
+    for source, number in bar(places, desc="sentences", unit="episode"):
+        try:
+            episode = source[number]
+        except BrokenEpisode:
+            continue  # its quarantine has written it down
+        found |= {episode.task, *episode.meta.get("progress_by_task", {})}
+        found |= set(episode.meta.get("other_tasks", ()))
+    return sorted(found)
 
 
 def _row(drawn: Drawn, sources: Sequence[Quarantine]) -> dict[str, Any]:

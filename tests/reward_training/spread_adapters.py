@@ -43,7 +43,8 @@ coordinator, count, number, kind = sys.argv[4], int(sys.argv[5]), int(sys.argv[6
 NAMES = ("completion", "contrastive")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, rows=8, steps=4, remat="none", checkpoint_every=2, evaluate_every=2,
-    examples=ExampleSettings(pairs_per_clip=3), together=True, objectives={"contrastive": "dpo"}, best="{head}/loss", final="best",
+    examples=ExampleSettings(pairs_per_clip=3), together=True, objectives={"contrastive": "dpo"},
+    best="{head}/loss", final="best",
     optimiser=Optimiser(learning_rate=3e-3, warmup_steps=1),
 )  # fmt: skip
 if kind == "full":

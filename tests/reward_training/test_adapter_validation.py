@@ -140,7 +140,7 @@ def test_its_numbers_are_those_of_the_scoring_engine(model, world, tmp_path, nam
 
     size = tuple(store.frames.shape[1:3])
     writer = Writer(head, model.tokenizer, model.config, size, sentences)
-    lesson = lessons.written(writer, store, own)
+    lesson = lessons.written(writer, (store, own))
     parts = [
         lesson.rows(np.arange(b, b + 4), np.random.default_rng([settings.seed, 12, b]))
         for b in range(0, len(own), 4)

@@ -213,7 +213,7 @@ def test_expectation_gradients_and_step_are_torchs(peer, model):
     theirs = peft.PeftModel.from_pretrained(hf, folder, is_trainable=True).eval()
     labels = [0.34, 0.8]
     writer, store, found = asked(model, "progress", labels)
-    lesson = lessons.expected(writer, store, found, "crps", 0.0, closed_mass=0.1)
+    lesson = lessons.expected(writer, (store, found), "crps", 0.0, closed_mass=0.1)
     adapter = read_adapter(folder, model.config, model.params)
     state, numbers, grads = one_step(model, adapter, lesson, 2)
 
@@ -249,7 +249,7 @@ def test_a_trained_vision_tower_steps_as_pefts(peer, model, tmp_path):
     hf = transformers.Qwen3VLForConditionalGeneration.from_pretrained(peer[0])
     theirs = peft.PeftModel.from_pretrained(hf, tmp_path / "before", is_trainable=True).eval()
     writer, store, found = asked(model, "completion", [1, 0])
-    lesson = lessons.written(writer, store, found)
+    lesson = lessons.written(writer, (store, found))
     state, numbers, grads = one_step(model, adapter, lesson, 2, decay=0.0)
 
     batch = type("Shown", (), {"frames": store.frames[found.images]})
