@@ -54,6 +54,11 @@ class Counter:
         self._rng.bit_generator.state = state
 
 
+def say(word: str, value) -> None:
+    """One line on stdout in one piece: `print` can be left half done by a signal's handler."""
+    os.write(1, f"{word} {value}\n".encode())
+
+
 def train(folder: str, argv: list[str]) -> None:
     store, clips = toy.toy_clips(count=8, length=6)
     phase = dict(heads={"progress": 1.0}, pairs_per_row=0, rows=4, frames_per_row=1)
@@ -63,7 +68,7 @@ def train(folder: str, argv: list[str]) -> None:
 
     def watched(steps, *args, **more):
         def draw(number, own=steps.draw):
-            print("step", number, flush=True)
+            say("step", number)
             return own(next(source) % STEPS)
 
         object.__setattr__(steps, "draw", draw)
@@ -74,14 +79,14 @@ def train(folder: str, argv: list[str]) -> None:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(made.params):
         digest.update(np.ascontiguousarray(leaf))
-    print("done", digest.hexdigest(), flush=True)
+    say("done", digest.hexdigest())
 
 
 if __name__ == "__main__":
     for folder in map(str.strip, sys.stdin):
         child = os.fork()
         if child == 0:
-            print("pid", os.getpid(), flush=True)
+            say("pid", os.getpid())
             cli.run_app(functools.partial(train, folder), ["killed_run"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print("status", status, flush=True)
+        say("status", status)
