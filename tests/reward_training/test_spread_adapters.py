@@ -1,4 +1,4 @@
-"""Adapters, and all weights, trained on one device, on eight, and in two processes."""
+"""Adapters trained on one device and in two processes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ from .test_spread import outcome, start
 PROGRAM = "spread_adapters.py"
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """{kind: what one device gives}."""
-    return {
-        kind: outcome(start(1, "", tmp_path_factory.mktemp(kind), 1, PROGRAM, kind))
-        for kind in ("together", "full")
-    }
-
-
 def saved(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -28,17 +19,11 @@ def saved(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "devices, mesh, count, kind",
-    [
-        (8, "data=2,fsdp=2,tensor=2", 1, "together"),
-        (4, "data=2,fsdp=2", 2, "together"),
-        (4, "fsdp=2,tensor=2", 2, "full"),
-    ],
-)
-def test_it_learns_what_one_device_learns(alone, tmp_path, devices, mesh, count, kind):
-    one = alone[kind]
-    found = outcome(start(devices, mesh, tmp_path, count, PROGRAM, kind))
+def test_two_processes_learn_what_one_device_learns(tmp_path):
+    """One device and eight in one process: tests/parallel/trained.py."""
+    one = outcome(start(1, "", tmp_path / "alone", 1, PROGRAM, "together"))
+    count, folder = 2, tmp_path / "spread"
+    found = outcome(start(4, "data=2,fsdp=2", folder, count, PROGRAM, "together"))
     assert found["cut"] and not one["cut"]
     assert len(one["losses"]) == 4 and one["losses"][0] != one["losses"][-1]
     # The first loss: sums in another order, as in tests/parallel. Afterwards Adam's first steps are
@@ -53,8 +38,8 @@ def test_it_learns_what_one_device_learns(alone, tmp_path, devices, mesh, count,
             if name.endswith("loss"):
                 assert abs(ours[name] - value) < 2e-3 * value, name
     # Every process writes the same adapters (into folders of its own here, as stages have it).
-    own = [saved(tmp_path / "whole" / f"saved_{k}") for k in range(count)]
+    own = [saved(folder / "whole" / f"saved_{k}") for k in range(count)]
     assert own[0] and all(one == own[0] for one in own)
     # Metrics and TensorBoard's events come from the first process alone.
-    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count('"step": 4') == 2
-    assert len(list((tmp_path / "whole" / "tensorboard").rglob("events*"))) == 1
+    assert (folder / "whole" / "metrics.jsonl").read_text().count('"step": 4') == 2
+    assert len(list((folder / "whole" / "tensorboard").rglob("events*"))) == 1
