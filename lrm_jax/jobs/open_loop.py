@@ -146,30 +146,29 @@ def _markdown(table: dict) -> str:
 
 
 def any_distance(
-    model: RewardModel, episodes: list, pairs: int = 16, batch: int = 8
+    model: RewardModel, episodes: list, pairs: int = 16, batch: int = 32
 ) -> list[ScoredEpisode]:
     """Contrastive scores of ``pairs`` pairs of frames of each episode, drawn from all of it.
 
-    Returned as episodes of 2 ``pairs`` frames, earlier frames first, whose interval is ``pairs``:
+    Returned as episodes of 2 ``pairs`` frames, all earlier ones first, whose interval is ``pairs``:
     of the open-loop table only the rows about directions mean anything.
     """
     scale, scored = time_map(episodes), []
     for start in bar(range(0, len(episodes), batch), desc="pairs", unit="batch"):
         some = episodes[start : start + batch]
         padded = some + [some[-1]] * (batch - len(some))
-        chosen = []
+        shown = []
         for i, episode in enumerate(padded):
             rng = np.random.default_rng([11, start + i])
             two = [rng.choice(len(episode.frames), 2, replace=False) for _ in range(pairs)]
-            chosen.append(np.sort(np.array(two), 1))
-        shown = np.concatenate([e.frames[at] for e, at in zip(padded, chosen, strict=True)])
-        said = [e.task for e in padded for _ in range(pairs)]
-        answers = model.score(shown, said, interval=1, heads=("contrastive",)).contrastive[:, 1]
-        for i, episode in enumerate(some):
-            at = chosen[i].T.reshape(-1)
+            shown.append(np.sort(np.array(two), 1).T.reshape(-1))
+        frames = np.stack([e.frames[at] for e, at in zip(padded, shown, strict=True)])
+        answers = model.score(
+            frames, [e.task for e in padded], interval=pairs, heads=("contrastive",)
+        ).contrastive
+        for episode, at, own in zip(some, shown, answers, strict=False):
             target, done = (values[at] for values in truth(episode, scale))
-            values = np.concatenate([np.full(pairs, np.nan), answers[i * pairs : (i + 1) * pairs]])
-            heads = HeadScores(contrastive=values)
+            heads = HeadScores(contrastive=own)
             scored.append(ScoredEpisode(heads, target, done, episode.success, interval=pairs))
     return scored
 
