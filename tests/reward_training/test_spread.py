@@ -36,7 +36,7 @@ def start(
 def outcome(processes: list[subprocess.Popen]) -> dict:
     """What process 0 printed; all of them end well and with the same parameters."""
     try:
-        outputs = [p.communicate(timeout=580) for p in processes]
+        outputs = [p.communicate(timeout=1200) for p in processes]
     finally:
         for process in processes:
             process.kill()
