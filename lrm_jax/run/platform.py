@@ -22,9 +22,9 @@ CPU_FLAGS = {
     "xla_cpu_experimental_ynn_fusion_type": "--xla_cpu_experimental_ynn_fusion_type=",
     # Devices that are threads of a few busy cores wait for each other: after 40 seconds, XLA's
     # default, it would kill the process.
-    "xla_cpu_collective_call_terminate": "--xla_cpu_collective_call_terminate_timeout_seconds=900",
+    "xla_cpu_collective_call_terminate": "--xla_cpu_collective_call_terminate_timeout_seconds=300",
     "xla_cpu_collective_call_warn_stuck": (
-        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
     ),
 }
 

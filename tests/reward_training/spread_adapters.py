@@ -14,6 +14,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes longest, and is not what is tested.
+# Devices that wait for each other hold a thread each: the others need more to work with.
+os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={int(sys.argv[1]) // int(sys.argv[5])} "
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
