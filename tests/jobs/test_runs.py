@@ -177,9 +177,9 @@ def test_the_recipe_learns_from_a_tfds_data_set_on_disk(tmp_path):
     assert (read["episodes"], read["broken"], read["drawn"]) == (5, 1, 4)
     report = json.loads((work / "stages" / "data" / "quarantine" / "data.json").read_text())
     assert report["by_kind"] == {"empty": 1}
-    # The last two are kept for validation: of 20 and of 12 frames.
+    # The last two are kept for validation; as TFDS has shuffled them, one is the broken one.
     stored = json.loads((work / "stages" / "data" / "episodes.json").read_text())
-    assert stored["validation"] == 2 and [e["frames"] for e in stored["episodes"]][2:] == [20, 12]
+    assert (stored["validation"], len(stored["episodes"])) == (1, 4)
     named = {"progress": "mae", "completion": "accuracy", "contrastive": "accuracy"}
     for head, number in named.items():
         rows = metrics.read(work, f"adapter_{head}")
