@@ -17,7 +17,7 @@ import numpy as np
 
 from lrm_jax.evaluation import metrics
 from lrm_jax.rewards.engine import HEADS
-from lrm_jax.rewards.model import EMBEDDED, NANO_FOLDER, RewardModel
+from lrm_jax.rewards.model import NANO, NANO_FOLDER, RewardModel
 from lrm_jax.rewards.scores import NAMES, Scores
 from lrm_jax.run.errors import UserError
 
@@ -90,7 +90,7 @@ def examine(
 def examine_model(
     model: RewardModel, sample: Sample, rounded: RewardModel | None = None
 ) -> list[Finding]:
-    """`examine` for a loaded model; for those that ship, frames are compared with their scenes.
+    """`examine` for a loaded model; lrm-nano's frames are compared with its own scenes.
 
     Heads that show a goal are shown the sample's last frame.
     """
@@ -103,7 +103,7 @@ def examine_model(
         base=functools.partial(plain.score, **goal),
         adapters=tuple(model.adapters),
         rounded=None if rounded is None else functools.partial(rounded.score, **goal),
-        domain=read_sample().frames if model.name in EMBEDDED else None,
+        domain=read_sample().frames if model.name == NANO else None,
     )
 
 

@@ -25,6 +25,7 @@ from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
 from lrm_jax.run.workdir import Stage, Workdir
 
+TABLES = 3  # version of what the stage "open_loop" holds: another one is computed anew
 INTERVAL = 4  # stored frames between the two that contrastive compares: 8 control steps, 0.4 s
 
 
@@ -78,7 +79,7 @@ def judge(
         stages.append(stage)
         found.append((task, arrays))
     several = len(found) > 1
-    facts = {"bars": bars, "model": identity(model), "interval": INTERVAL, "tables": 2}
+    facts = {"bars": bars, "model": identity(model), "interval": INTERVAL, "tables": TABLES}
     stage = workdir.stage("open_loop", facts, after=stages)
 
     def compute(folder: Path) -> None:

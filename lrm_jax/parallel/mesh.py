@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrm_jax.parallel import rows
 from lrm_jax.run.errors import UserError, did_you_mean
-from lrm_jax.run.platform import backend_started
+from lrm_jax.run.platform import backend_started, widen_thread_pool
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # what the rows of a batch are cut over
@@ -122,6 +122,7 @@ def ask_for_cores(config: MeshConfig | str) -> None:
     decided = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count > 1 and not decided and not backend_started() and not jax.distributed.is_initialized():
         jax.config.update("jax_num_cpu_devices", count)
+        widen_thread_pool(count)
 
 
 def under(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

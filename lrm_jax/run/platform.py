@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform as host_platform
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,7 +29,8 @@ CPU_FLAGS = {
     ),
 }
 
-MIN_POOL_THREADS = 8
+MIN_POOL_THREADS, THREADS_PER_DEVICE = 8, 4
+_OWN_NPROC = "LRM_JAX_NPROC"  # what we have set NPROC to, for processes that inherit it
 
 CACHE_VARIABLE = "LRM_JAX_CACHE"
 _OFF = ("0", "off", "false", "no", "none")
@@ -46,7 +48,7 @@ def configure() -> None:
       `JAX_COMPILATION_CACHE_DIR` takes precedence over the default place.
     """
     _append_cpu_flags()
-    _widen_thread_pool()
+    widen_thread_pool(_devices_asked_for())
     os.environ.setdefault(
         "TF_CPP_MIN_LOG_LEVEL", "2"
     )  # TensorFlow's and XLA's C++ information lines
@@ -112,16 +114,28 @@ def _append_cpu_flags() -> None:
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
 
 
-def _widen_thread_pool() -> None:
-    """Give XLA:CPU's thread pool eight threads at least, whatever the number of cores.
+def widen_thread_pool(devices: int = 1) -> None:
+    """Give XLA:CPU's thread pool eight threads at least and four a device, whatever the number of
+    cores, unless the user has set NPROC; too late once JAX's backends have started.
 
     jaxlib's batched LAPACK calls (MJX factorises a matrix per environment) wait inside a pool
     thread for work queued on the same pool. On two cores two such calls at once occupy both
-    threads, and the program hangs for ever. XLA sizes the pool by NPROC; idle threads cost nothing.
+    threads, and the program hangs for ever. So do devices that wait for each other in a collective:
+    eight hung with eight threads. XLA sizes the pool by NPROC; idle threads cost nothing.
     """
-    cores = os.cpu_count() or 1
-    if cpu_may_be_used() and cores < MIN_POOL_THREADS and not backend_started():
-        os.environ.setdefault("NPROC", str(MIN_POOL_THREADS))
+    wanted = max(MIN_POOL_THREADS, THREADS_PER_DEVICE * devices)
+    if not cpu_may_be_used() or (os.cpu_count() or 1) >= wanted or backend_started():
+        return
+    if os.environ.get("NPROC") in (None, os.environ.get(_OWN_NPROC)):
+        os.environ["NPROC"] = os.environ[_OWN_NPROC] = str(wanted)
+
+
+def _devices_asked_for() -> int:
+    """How many devices XLA_FLAGS make of the CPU."""
+    found = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    return int(found[1]) if found else 1
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -40,8 +41,8 @@ def _arrays(env, number: int) -> dict[str, np.ndarray]:
         frames[e, :, 0, 0, 2] = np.arange(FRAMES)
         frames[e, :, 0, 1, 0] = np.round(200 * rise * ends[e])
     camera = env.mj_model.camera(env.camera).id
-    turn = np.zeros((3, 3))
-    turn[:] = _rotation(env.mj_model.cam_quat[camera])
+    turn = np.zeros(9)
+    mujoco.mju_quat2Mat(turn, env.mj_model.cam_quat[camera])
     steps = STRIDE * (FRAMES - 1)
     return {
         "frames": frames,
@@ -52,7 +53,7 @@ def _arrays(env, number: int) -> dict[str, np.ndarray]:
         "tcp": rng.uniform(0.1, 0.3, (EPISODES, FRAMES, 3)),
         "open": np.ones((EPISODES, FRAMES)),
         "eye_place": np.broadcast_to(env.mj_model.cam_pos[camera], (EPISODES, FRAMES, 3)),
-        "eye_turn": np.broadcast_to(turn, (EPISODES, FRAMES, 3, 3)),
+        "eye_turn": np.broadcast_to(turn.reshape(3, 3), (EPISODES, FRAMES, 3, 3)),
         "proprio": np.zeros((EPISODES, steps + 1, 9)),
         "actions": np.zeros((EPISODES, steps, 7)),
         "task_id": _task_ids(env, own, colours, wording),
@@ -60,17 +61,6 @@ def _arrays(env, number: int) -> dict[str, np.ndarray]:
         "colours": colours,
         "mode": np.zeros(EPISODES, int),
     }
-
-
-def _rotation(quaternion) -> np.ndarray:
-    w, x, y, z = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def _task_ids(env, own, colours, wording) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from lrm_jax import envs
 from lrm_jax.envs.put_on_plate import COLOURS
@@ -14,22 +15,28 @@ def test_colour_questions_number_colours_as_the_environment_does():
     assert ASKED == COLOURS
 
 
-def test_projection_agrees_with_the_renderer():
-    env = envs.make("PutOnPlate")
-    size = 128
+@pytest.mark.parametrize("jitter", [0.0, 0.05])
+def test_projection_agrees_with_the_renderer(jitter):
+    """Through the model's camera, and through one that each episode puts elsewhere."""
+    env = envs.make("PutOnPlate", camera_jitter=jitter)
+    size, eye = 128, env.mj_model.camera(env.camera).id
 
     @jax.jit
     def look(key):
         state = env.reset(key)
         model, data = env.scene(state)
-        return render_all(model, data, env.camera, size, size)[2], env.facts(state)["cubes"]
+        segmentation = render_all(model, data, env.camera, size, size)[2]
+        things = env.record(state)["things"]
+        return segmentation, things, data.cam_xpos[eye], data.cam_xmat[eye]
 
     for seed in range(3):
-        segmentation, cubes = map(np.asarray, look(jax.random.key(seed)))
+        segmentation, things, *camera = map(np.asarray, look(jax.random.key(seed)))
         for i in range(2):
             rows, columns = np.nonzero(segmentation == env.mj_model.geom(f"cube{i}").id)
             assert len(rows) > 20
-            x, y = project(env, cubes[i])
+            x, y = project(env, things[i], *(camera if jitter else ()))
+            if not jitter:
+                np.testing.assert_allclose(project(env, things[i], *camera), [x, y], atol=1e-5)
             # The silhouette's centroid is not the centre's image, but within a third of the cube.
             assert abs(x * size - columns.mean() - 0.5) < 3
             assert abs(y * size - rows.mean() - 0.5) < 4

@@ -7,8 +7,6 @@ import os
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Devices that wait for each other hold a thread each: the others need more to work with.
-os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import json

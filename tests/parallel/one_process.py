@@ -9,8 +9,6 @@ import os
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Devices that wait for each other hold a thread each: the others need more to work with.
-os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // int(sys.argv[2])}"
 
 from pathlib import Path

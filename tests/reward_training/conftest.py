@@ -1,4 +1,4 @@
-"""The torch peer of these tests (see `torch_peer`)."""
+"""The torch peer of these tests (see `torch_peer`), and programs that they share."""
 
 import dataclasses
 
@@ -7,10 +7,29 @@ import pytest
 import torch
 
 from lrm_jax.benchmarks import peers
+from lrm_jax.reward_training import adapters
+from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 
 from .torch_peer import TARGETS
+
+
+@pytest.fixture(scope="module")
+def one_program_a_loss():
+    """Compiling takes longest here: runs with the same model and loss share their step, so a module
+    trains all of them with one optimiser."""
+    original, made = adapters.make_step, {}
+
+    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss, **more):
+        key = (model, accumulate, dropout_seed, loss, tuple(more))
+        if key not in made:
+            made[key] = original(model, optimiser, accumulate, dropout_seed, loss, **more)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "make_step", make_step)
+        yield
 
 
 @pytest.fixture(scope="module")

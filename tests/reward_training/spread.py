@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Devices that wait for each other hold a thread each: the others need more to work with.
-os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={int(sys.argv[1]) // int(sys.argv[5])}"
 )

@@ -1,9 +1,9 @@
 """Run as a program: lrm-nano's adapters trained over one device, several, or several processes.
 
-    python tests/reward_training/spread_adapters.py DEVICES MESH FOLDER COORDINATOR COUNT N KIND
+    python tests/reward_training/spread_adapters.py DEVICES MESH FOLDER COORDINATOR COUNT N
 
-As `spread.py`, with validation. KIND "together": completion by supervised fine-tuning and
-contrastive by DPO in one run, each with its own best; "full": all weights.
+As `spread.py`, with validation: completion by supervised fine-tuning and contrastive by DPO in one
+run, each with its own best.
 """
 
 import hashlib
@@ -14,8 +14,6 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes longest, and is not what is tested.
-# Devices that wait for each other hold a thread each: the others need more to work with.
-os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={int(sys.argv[1]) // int(sys.argv[5])} "
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -41,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy
 
 devices, mesh, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-coordinator, count, number, kind = sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), sys.argv[7]
+coordinator, count, number = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 NAMES = ("completion", "contrastive")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, rows=8, steps=4, remat="none", checkpoint_every=2, evaluate_every=2,
@@ -49,11 +47,6 @@ SETTINGS = AdapterTraining(
     best="{head}/loss", final="best",
     optimiser=Optimiser(learning_rate=3e-3, warmup_steps=1),
 )  # fmt: skip
-if kind == "full":
-    SETTINGS = dataclasses.replace(
-        SETTINGS, method="full", objectives={}, best="loss", final="last",
-        optimiser=Optimiser(learning_rate=3e-4, warmup_steps=1),
-    )  # fmt: skip
 
 
 def train(name: str, die_at: int | None = None) -> dict:
@@ -82,16 +75,14 @@ def train(name: str, die_at: int | None = None) -> dict:
         return {}
     finally:
         resumable.run = run
-    trees = {"model": made} if kind == "full" else made
-    for head, tree in trees.items():  # each process into a folder of its own
+    for head, tree in made.items():  # each process into a folder of its own
         own = folder / name / f"saved_{jax.process_index()}" / head
         own.mkdir(parents=True, exist_ok=True)
         adapters.save_adapter(own, tree, SETTINGS, model)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(gathered(made)):
         digest.update(np.ascontiguousarray(leaf))
-    series = "model" if kind == "full" else "adapters"
-    rows = metrics.read(out, series) if jax.process_index() == 0 else []
+    rows = metrics.read(out, "adapters") if jax.process_index() == 0 else []
     return {
         "losses": [row["loss"] for row in rows if "loss" in row],
         "validation": [

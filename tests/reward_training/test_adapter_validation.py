@@ -13,7 +13,6 @@ from lrm_jax.reward_training import AdapterTraining, Optimiser, lessons, resumab
 from lrm_jax.reward_training import adapters as training
 from lrm_jax.reward_training.adapter_validation import fixed_examples
 from lrm_jax.reward_training.course import make_course
-from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.reward_training.validation import closed_numbers
 from lrm_jax.reward_training.written import Writer, total_loss
 from lrm_jax.rewards.heads import by_name
@@ -23,6 +22,7 @@ from lrm_jax.run.errors import UserError
 
 from . import toy
 
+pytestmark = pytest.mark.usefixtures("one_program_a_loss")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, targets=("q_proj", "v_proj"), rows=8, steps=6, remat="none",
     checkpoint_every=4, evaluate_every=2, examples=ExampleSettings(pairs_per_clip=8),
@@ -31,18 +31,8 @@ SETTINGS = AdapterTraining(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_program_a_loss():
-    """Compiling takes longest here: runs with the same loss share their step."""
-    original, made = training.make_step, {}
-
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss, **more):
-        key = (model, accumulate, dropout_seed, loss, tuple(more))
-        if key not in made:
-            made[key] = original(model, optimiser, accumulate, dropout_seed, loss, **more)
-        return made[key]
-
+def every_step_is_logged():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", make_step)
         patch.setattr(resumable, "LOG_EVERY", 1)
         yield
 

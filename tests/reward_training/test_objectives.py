@@ -14,7 +14,6 @@ from lrm_jax import lora
 from lrm_jax.reward_training import AdapterTraining, Optimiser, dpo, objective, resumable
 from lrm_jax.reward_training import adapters as training
 from lrm_jax.reward_training.course import beginning, make_optimiser
-from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run import config, metrics
@@ -91,25 +90,12 @@ def test_unknown_labels_cost_nothing():
 
 # --- through train_adapter ---
 
+pytestmark = pytest.mark.usefixtures("one_program_a_loss")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
     rows=8, steps=4, remat="none", checkpoint_every=2,
     optimiser=Optimiser(learning_rate=1e-2, warmup_steps=1),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_program_a_loss():
-    """Compiling takes longest here: runs of one head with the same loss share their step."""
-    original, made = training.make_step, {}
-
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss):
-        key = (model, accumulate, dropout_seed, loss)
-        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed, loss))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", make_step)
-        yield
 
 
 @pytest.fixture(scope="module")

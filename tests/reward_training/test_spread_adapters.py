@@ -21,9 +21,9 @@ def saved(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_device_learns(tmp_path):
     """One device and eight in one process: tests/parallel/trained.py."""
-    one = outcome(start(1, "", tmp_path / "alone", 1, PROGRAM, "together"))
+    one = outcome(start(1, "", tmp_path / "alone", 1, PROGRAM))
     count, folder = 2, tmp_path / "spread"
-    found = outcome(start(4, "data=2,fsdp=2", folder, count, PROGRAM, "together"))
+    found = outcome(start(4, "data=2,fsdp=2", folder, count, PROGRAM))
     assert found["cut"] and not one["cut"]
     assert len(one["losses"]) == 4 and one["losses"][0] != one["losses"][-1]
     # The first loss: sums in another order, as in tests/parallel. Afterwards Adam's first steps are

@@ -15,7 +15,7 @@ from lrm_jax.labels import ClipSettings, ExampleSettings, FrameStore, make_clips
 from lrm_jax.reward_training import AdapterTraining, Optimiser, lessons, stream
 from lrm_jax.reward_training import adapters as training
 from lrm_jax.reward_training.example_stream import ExampleStream, StreamBatches, Streamed
-from lrm_jax.reward_training.lessons import Labelled, written_loss
+from lrm_jax.reward_training.lessons import Labelled
 from lrm_jax.reward_training.written import Writer
 from lrm_jax.rewards.heads import by_name
 from lrm_jax.rewards.model import load_reward_model
@@ -23,6 +23,7 @@ from lrm_jax.run import config
 from lrm_jax.run.errors import UserError
 
 SIZE = (64, 64)
+pytestmark = pytest.mark.usefixtures("one_program_a_loss")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, targets=("q_proj", "v_proj"), rows=8, steps=5, remat="none",
     checkpoint_every=2, evaluate_every=2, clips=ClipSettings(rewinds=0.0),
@@ -56,19 +57,6 @@ def streamed(model, names, **options):
         )
     sentences = tuple(f"put thing {i} away" for i in range(9))
     return Streamed(found, sentences, SIZE, {"seed": 3})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_program_a_loss():
-    """Compiling takes longest here: runs with the same loss share their step."""
-    original, made = training.make_step, {}
-
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss):
-        return made.setdefault(loss, original(model, optimiser, accumulate, dropout_seed, loss))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", make_step)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from lrm_jax.lora.transform import factors_of
 from lrm_jax.qwen3_vl import read_adapter
 from lrm_jax.reward_training import AdapterTraining, Optimiser, lessons
 from lrm_jax.reward_training import adapters as training
-from lrm_jax.reward_training.lessons import written_loss
 from lrm_jax.reward_training.step import TrainState
 from lrm_jax.reward_training.written import answer_of, total_loss
 from lrm_jax.rewards.heads import Head, by_name, default_heads, nano_heads
@@ -119,24 +118,11 @@ def test_labels_between_answers_are_learnt_in_their_shares():
     np.testing.assert_array_equal(answer_of(both, np.array([-1.0, 1.0]), rng), [0, 1])
 
 
+pytestmark = pytest.mark.usefixtures("one_program_a_loss")
 SETTINGS = AdapterTraining(
     rank=4, alpha=8.0, rows=8, accumulate=2, steps=5, remat="none", checkpoint_every=2, dropout=0.1,
     optimiser=Optimiser(learning_rate=1e-2, warmup_steps=1),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_program_a_head():
-    """Compiling takes longest here: runs with the same settings share their step."""
-    original, made = training.make_step, {}
-
-    def make_step(model, optimiser, accumulate=1, dropout_seed=None, loss=written_loss):
-        key = (model, accumulate, dropout_seed, loss)
-        return made.setdefault(key, original(model, optimiser, accumulate, dropout_seed, loss))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", make_step)
-        yield
 
 
 @pytest.fixture(scope="module")

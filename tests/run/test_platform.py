@@ -59,6 +59,9 @@ def test_the_thread_pool_is_wide_enough_unless_the_user_says_otherwise(environme
     environment.setattr(platform.os, "cpu_count", lambda: 2)
     platform.configure()
     assert int(os.environ["NPROC"]) == platform.MIN_POOL_THREADS
+    environment.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    platform.configure()  # as in a process that inherits what we have set
+    assert int(os.environ["NPROC"]) == 8 * platform.THREADS_PER_DEVICE
     environment.setenv("NPROC", "3")
     platform.configure()
     assert os.environ["NPROC"] == "3"
