@@ -1,5 +1,6 @@
 """Scores from generated text: right values, unreadable ones counted, one program for all calls."""
 
+import gc
 import json
 
 import jax
@@ -69,6 +70,7 @@ def test_a_random_models_texts_are_invalid_and_counted(model, videos):
 
 def test_a_second_call_compiles_nothing(model, videos):
     model.generate(videos, TASKS, max_new_tokens=8, heads=["progress"])
+    gc.collect()  # entries of models that are gone leave the caches now, not below
     before = generate.greedy._cache_size(), generated._patches._cache_size()
     other = ["place the red cube on the blue plate", "put the purple ball on the white dish"]
     model.generate(videos[:, ::-1], other, max_new_tokens=7, heads=["progress"])
