@@ -1,5 +1,6 @@
 """Episodes to training examples for the three reward heads. Pure numpy, deterministic by seed."""
 
+from lrm_jax.labels.blanks import with_blanks
 from lrm_jax.labels.clips import ClipSettings, HeldOut, make_clips, rewind, time_map
 from lrm_jax.labels.examples import (
     ExampleSettings,
@@ -29,4 +30,5 @@ __all__ = [
     "sentences_of",
     "still_examples",
     "time_map",
+    "with_blanks",
 ]

@@ -12,8 +12,8 @@ import numpy as np
 from lrm_jax.run.errors import UserError
 
 # Where a clip comes from; `Clip.kind` indexes it.
-KINDS = ("success", "failure", "wrong_sentence", "rewind", "scene")
-SUCCESS, FAILURE, WRONG_SENTENCE, REWIND, SCENE = range(len(KINDS))
+KINDS = ("success", "failure", "wrong_sentence", "rewind", "scene", "blank")
+SUCCESS, FAILURE, WRONG_SENTENCE, REWIND, SCENE, BLANK = range(len(KINDS))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -124,7 +124,8 @@ class RewardTraining:
 
     start: a reward model's name or folder whose weights training begins with, of the same `size`;
       empty begins from scratch. smoothing: of labels, see `objective.target`. light: share by which
-      each frame's brightness and contrast vary.
+      each frame's brightness and contrast vary. blanks: for this share of the clips, one more
+      of the kind "blank", whose pictures show nothing (`labels.with_blanks`).
     accumulate: a batch goes through in so many parts. remat: what the backward pass computes again.
     best: a number of validation whose best parameters are kept beside the last, "progress/mae" say.
     final: which of them the training gives, "last" or "best".
@@ -138,6 +139,7 @@ class RewardTraining:
     phases: tuple[Phase, ...] = field(default_factory=tuple)
     smoothing: float = field(0.0, ge=0)
     light: float = field(0.08, ge=0, lt=1)
+    blanks: float = field(0.0, ge=0, le=1)
     seed: int = field(0, ge=0)
     accumulate: int = field(1, ge=1)
     remat: str = field("none", choices=("none", "dots", "full"))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lrm_jax.labels import Clip, FrameStore, HeldOut, sentences_of
+from lrm_jax.labels import Clip, FrameStore, HeldOut, sentences_of, with_blanks
 from lrm_jax.parallel import rules
 from lrm_jax.parallel.mesh import ROW_AXES, batch_sharding, replicated, under
 from lrm_jax.parallel.placement import put, whole
@@ -93,6 +93,8 @@ def train(
         )
     (held_out or HeldOut(())).check(c.task for c in clips)
     sentences = sentences_of([*clips, *validation_clips])
+    if settings.blanks:
+        store, clips = with_blanks(store, clips, settings.blanks, settings.seed)
     config = nano_config(settings.size, tokenizer)
     model = Qwen3VL(config, remat=settings.remat)
     total = sum(p.steps for p in settings.phases)
