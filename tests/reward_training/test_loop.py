@@ -33,8 +33,10 @@ def test_it_learns_which_colour_is_meant(toy, tmp_path):
     config = settings(
         420,
         phase=dict(
-            rows=12, frames_per_row=4, heads={"progress": 1.0, "object_x": 0.5}, pairs_per_row=0
+            rows=12, frames_per_row=4, heads={"progress": 1.0, "object_x": 0.5}, pairs_per_row=0,
+            kinds={"success": 6.0, "blank": 1.0},
         ),
+        blanks=0.5,
         evaluate_every=420,
         light=0.0,
     )
@@ -49,6 +51,8 @@ def test_it_learns_which_colour_is_meant(toy, tmp_path):
     clip = clips[44]
     scores = model.score(store.frames[clip.frames], clip.task, heads=["progress"])
     assert np.abs(scores.progress - clip.progress).mean() < 0.15  # weights rounded to bfloat16
+    blank = np.full((2, 32, 32, 3), 128, np.uint8)
+    assert model.score(blank, clip.task, heads=["progress"]).progress.max() < 0.2
 
 
 class Killed(Exception):
