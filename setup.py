@@ -50,6 +50,7 @@ EXTRAS = {
         "pandas>=2.2,<3",  # newer ones break arch, which rliable needs
         "peft>=0.18",
         "pytest>=8",
+        "pytest-xdist>=3.7",  # tests in two processes
         "rliable>=1.2",  # the oracle of aggregates over seeds and tasks
         "ruff>=0.12",
         "scikit-learn>=1.5",
