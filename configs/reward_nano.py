@@ -65,9 +65,11 @@ def get_config(arg: str = "") -> ConfigDict:
         f"{side}_{thing}_{what}"
         for side in ("left", "right") for thing in ("cube", "plate") for what in ("x", "colour")
     ]  # fmt: skip
+    names = [head.name for head in named_heads()]
+    if small:  # questions are most of what there is to compile
+        scene, things, names = scene[:2], things[:2], names[:2]
     see = {name: 0.3 for name in scene + things} | {"progress": 0.5, "completion": 0.5}
     # Then which thing a word means: first alone, then in the sentence.
-    names = [head.name for head in named_heads()]
     find = {name: 0.3 for name in [*names, *scene]} | {"progress": 0.5, "completion": 0.5}
     judge = {"progress": 1.0, "completion": 1.0, "contrastive": 1.0} | {
         name: 0.15
