@@ -126,6 +126,7 @@ def test_pictures_of_another_world_are_a_warning(model, sample):
     assert statuses(found)["domain"] == "warning"
 
 
+@pytest.mark.slow
 def test_the_door(tmp_path, sample):
     def run(*words):
         return subprocess.run(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
-from test_runs import small_checkpoint
+from doors import small_checkpoint
 
 from lrm_jax.jobs.arms import RewardSettings
 from lrm_jax.jobs.refine import RefineJob, model_facts, reward_function

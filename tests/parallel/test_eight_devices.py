@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 MESHES = ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2")
 
 # Sharding changes the order in which sums are taken, and nothing else. A sum of K float32 products

@@ -82,6 +82,7 @@ def test_placed_lights_are_those_of_mujoco(kind):
     oracle.close()
 
 
+@pytest.mark.slow
 def test_lists_of_geoms_change_no_pixel():
     """With and without them, on an image that tiles do not divide, with all kinds of lights."""
     lights = "".join(v + 'diffuse=".4 .4 .4"/>' for v in LIGHTS.values())

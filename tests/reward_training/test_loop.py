@@ -26,6 +26,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_it_learns_which_colour_is_meant(toy, tmp_path):
     """Two squares cross the picture in opposite directions; only the sentence says which one
     counts."""
@@ -59,6 +60,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one(toy, tmp_path, monkeypatch):
     store, clips = toy
     config = settings(6, checkpoint_every=2)
@@ -118,6 +120,7 @@ def test_wrong_settings(toy, tmp_path, change, message):
         train(config, *toy, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_another_model(toy, tmp_path):
     store, clips = toy
     first = train(settings(3), store, clips, tmp_path / "first")

@@ -17,6 +17,7 @@ from lrm_jax.rewards.model import NANO_FOLDER
 from lrm_jax.rewards.tokenizer import Tokenizer
 
 
+@pytest.mark.slow
 def test_training_asks_what_the_engine_asks():
     tokenizer = Tokenizer.from_folder(NANO_FOLDER)
     model = Qwen3VL(nano_config(TINY, tokenizer))
