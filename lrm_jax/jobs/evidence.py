@@ -16,9 +16,15 @@ import numpy as np
 
 from lrm_jax.evaluation import evidence
 from lrm_jax.jobs import evidence_report
-from lrm_jax.jobs.arms import CONTROLS, JUDGE_ARMS, MODEL_ARMS, ORACLES, RewardSettings
 from lrm_jax.jobs.base_policy import EvaluationSettings, World, clone_stage, evaluation_stage
 from lrm_jax.jobs.refine import RefineJob, check_equal_budget, compare, refine_stage, spent
+from lrm_jax.jobs.reward_settings import (
+    CONTROLS,
+    JUDGE_ARMS,
+    MODEL_ARMS,
+    ORACLES,
+    RewardSettings,
+)
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.policies import CloneConfig, PolicyConfig

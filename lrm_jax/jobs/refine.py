@@ -9,23 +9,14 @@ import numpy as np
 
 from lrm_jax.evaluation import stats
 from lrm_jax.jobs import oracle
-from lrm_jax.jobs.arms import (
-    ARMS,
-    JUDGE_ARMS,
-    MODEL_ARMS,
-    ORACLES,
-    RewardSettings,
-    judgements,
-    make_reward,
-    other_sentences,
-    untrained,
-)
+from lrm_jax.jobs.arms import judgements, make_reward, other_sentences, untrained
 from lrm_jax.jobs.base_policy import (
     EvaluationSettings,
     World,
     clone_stage,
     evaluation_stage,
 )
+from lrm_jax.jobs.reward_settings import ARMS, JUDGE_ARMS, MODEL_ARMS, ORACLES, RewardSettings
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.parallel.mesh import under
 from lrm_jax.policies import CloneConfig, PolicyConfig

@@ -3,17 +3,15 @@ transforms with what could not be read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lrm_jax.jobs.reward_settings import RewardSettings
 from lrm_jax.rewards import transforms
 from lrm_jax.rewards.scores import Scores, tri_of
 from lrm_jax.run.errors import UserError
-
-if TYPE_CHECKING:
-    from lrm_jax.jobs.arms import RewardSettings
 
 HEADS_OF = {
     "progress": ("progress",),

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from lrm_jax.jobs.arms import (
-    ARMS,
-    RewardSettings,
     dealing,
     heads_asked,
     judgements,
@@ -18,6 +16,7 @@ from lrm_jax.jobs.arms import (
     other_sentences,
     untrained,
 )
+from lrm_jax.jobs.reward_settings import ARMS, RewardSettings
 from lrm_jax.jobs.signals import potential, rewards_of, rewards_of_potential
 from lrm_jax.rewards.judges import Judged
 from lrm_jax.rewards.model import load_reward_model

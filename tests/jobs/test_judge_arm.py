@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from doors import small_checkpoint
 
-from lrm_jax.jobs.arms import RewardSettings
 from lrm_jax.jobs.refine import RefineJob, model_facts, reward_function
+from lrm_jax.jobs.reward_settings import RewardSettings
 from lrm_jax.rewards.judges import load_judge
 from lrm_jax.rl.ppo import PPOConfig
 from lrm_jax.rl.refine import RefineConfig

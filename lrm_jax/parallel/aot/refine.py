@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lrm_jax.jobs.arms import RewardSettings, heads_asked
+from lrm_jax.jobs.arms import heads_asked
 from lrm_jax.jobs.base_policy import World
+from lrm_jax.jobs.reward_settings import RewardSettings
 from lrm_jax.jobs.settings import EnvSettings
 from lrm_jax.jobs.signals import rewards_of
 from lrm_jax.parallel import rules
