@@ -32,8 +32,11 @@ from lrm_jax.rewards.tokenizer import Tokenizer
 from lrm_jax.run import atomic
 from lrm_jax.run.errors import UserError, did_you_mean
 
+_ASSETS = Path(__file__).parent.parent / "assets"
+# Models that ship with the package: of PutOnPlate as the quickstart plays it, and of six tasks.
+EMBEDDED = {"lrm-nano": _ASSETS / "lrm_nano", "lrm-nano-suite": _ASSETS / "lrm_nano_suite"}
 NANO = "lrm-nano"
-NANO_FOLDER = Path(__file__).parent.parent / "assets" / "lrm_nano"
+NANO_FOLDER = EMBEDDED[NANO]
 # Where a checkpoint says nothing of its camera, frames keep their size up to this many pixels.
 MAX_PIXELS = 512 * 512
 # Numbers of frames are rounded up to a multiple of this, so that videos of about one length share a
@@ -301,9 +304,9 @@ def load_reward_model(
     """Loads a reward model.
 
     Args:
-      name_or_folder: "lrm-nano", or a folder with a Qwen3-VL checkpoint (`config.json`,
-        safetensors, `tokenizer.json`). Without `reward_heads.json` in it the heads are
-        `heads.default_heads`.
+      name_or_folder: "lrm-nano", "lrm-nano-suite", or a folder with a Qwen3-VL checkpoint
+        (`config.json`, safetensors, `tokenizer.json`). Without `reward_heads.json` in it the heads
+        are `heads.default_heads`.
       adapters: PEFT folders by head; a head without one asks the base model.
       dtype: "float32" or "bfloat16", of parameters and computation. Factors stay float32.
       allow_identity_adapter: accept an adapter whose every lora_B is zero.
@@ -319,14 +322,15 @@ def load_reward_model(
         fit or does nothing (see `lora.load_peft`).
     """
     name = os.fspath(name_or_folder)
-    folder = NANO_FOLDER if name == NANO else Path(name)
+    folder = EMBEDDED.get(name, Path(name))
+    if name in EMBEDDED and not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{name}: its weights are missing from this installation; install the package again"
+        )
     if not folder.is_dir():
         raise UserError(
-            f"{name}: no such model; give {NANO!r} or a folder with a Qwen3-VL checkpoint"
-        )
-    if name == NANO and not (folder / "model.safetensors").is_file():
-        raise UserError(
-            f"{NANO}: its weights are missing from this installation; install the package again"
+            f"{name}: no such model; give {' or '.join(EMBEDDED)}, or a folder with a Qwen3-VL "
+            "checkpoint"
         )
     config = weights.read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)

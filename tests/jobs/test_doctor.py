@@ -52,6 +52,11 @@ def test_the_shipped_model_is_healthy(model, sample):
     assert "antisymmetry" in doctor.table(found)
 
 
+def test_so_is_the_model_of_the_suite(sample):
+    found = doctor.examine_model(lrm_jax.load_reward_model("lrm-nano-suite"), sample)
+    assert {"ok", "skipped"} == {f.status for f in found}, doctor.table(found)
+
+
 @pytest.mark.parametrize("head", ["progress", "completion", "contrastive"])
 def test_constant_output(model, sample, head):
     judge = faulty(model.score, **{head: lambda v: np.full_like(v, 0.4)})
