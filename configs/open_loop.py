@@ -1,8 +1,10 @@
 """Judge a reward model on scripted episodes of held-out colours, half of them failures.
 
-python -m lrm_jax.evaluate --config=configs/open_loop.py --config.model=lrm-nano
+    python -m lrm_jax.evaluate --config=configs/open_loop.py --config.model=lrm-nano
 
-With the argument "suite", on all the tasks of `configs/reward_nano.py:suite`.
+    python -m lrm_jax.evaluate --config=configs/open_loop.py:suite
+
+judges lrm-nano-suite on all the tasks of `configs/reward_nano.py:suite`.
 """
 
 from ml_collections import ConfigDict
@@ -16,4 +18,5 @@ def get_config(arg: str = "") -> ConfigDict:
     full = nano.get_config(arg)
     names = ("held_out", "evaluate", "more_held_out", "unseen", "bars")
     parts = {name: full[name] for name in names}
-    return ConfigDict({"job": "open_loop", "model": "lrm-nano", **parts})
+    model = "lrm-nano-suite" if "suite" in arg else "lrm-nano"
+    return ConfigDict({"job": "open_loop", "model": model, **parts})
