@@ -25,7 +25,7 @@ from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
 from lrm_jax.run.workdir import Stage, Workdir
 
-TABLES = 3  # version of what the stage "open_loop" holds: another one is computed anew
+TABLES = 4  # version of what the stage "open_loop" holds: another one is computed anew
 INTERVAL = 4  # stored frames between the two that contrastive compares: 8 control steps, 0.4 s
 
 
@@ -66,8 +66,8 @@ def judge(
 
     With several tasks, or ``unseen`` ones, the summary holds further tables: "by_task" and
     "unseen", by the task's name, and "reworded", the same episodes in wordings that are kept from
-    training, where wordings vary. Each table has "any_distance": direction accuracy of pairs drawn
-    from the whole episode, see `any_distance`.
+    training, where wordings vary ("reworded_by_task": task by task). Each table has "any_distance":
+    direction accuracy of pairs drawn from the whole episode, see `any_distance`.
     """
     names = [t.env.name for t in (*tasks, *unseen)]
     if len(set(names)) < len(names):
@@ -93,6 +93,8 @@ def judge(
         shown |= {name + title: own for name, own in table.get(group, {}).items()}
     if "reworded" in table:
         shown["Wordings kept from training"] = table["reworded"]
+        for name, own in table.get("reworded_by_task", {}).items():
+            shown[f"{name}, wordings kept from training"] = own
     text = "\n\n".join(
         (f"## {name}\n\n" if several else "") + _markdown(own) for name, own in shown.items()
     )
@@ -117,7 +119,7 @@ def tables(model, tasks: list, unseen: list, bars: dict[str, float], several: bo
         made["any_distance"] = {arm: row[arm] for arm in ("model", "constant", "time ramp")}
         return made
 
-    each, reworded = {}, ([], [])
+    each, reworded = {}, {}
     for number, (task, arrays) in enumerate((*tasks, *unseen)):
         env = task.env.make()
         episodes = list(simulated.episodes(arrays, env, task.collect.stride))
@@ -125,15 +127,19 @@ def tables(model, tasks: list, unseen: list, bars: dict[str, float], several: bo
         if number < len(tasks) and task.env.settings.get("wordings", "plain") != "plain":
             said = env.words.in_use("held_out")
             again = list(simulated.episodes(arrays, env, task.collect.stride, said))
-            reworded[0].extend(score_episodes(model, again))
-            reworded[1].extend(any_distance(model, again))
-    known = [each[task.env.name] for task, _ in tasks]
-    table = table_of([e for s, _ in known for e in s], [e for _, p in known for e in p], bars)
+            reworded[task.env.name] = score_episodes(model, again), any_distance(model, again)
+
+    def together(found) -> tuple[list, list]:
+        return [e for s, _ in found for e in s], [e for _, p in found for e in p]
+
+    table = table_of(*together([each[task.env.name] for task, _ in tasks]), bars)
     if several:
         table["by_task"] = {t.env.name: table_of(*each[t.env.name]) for t, _ in tasks}
         table["unseen"] = {t.env.name: table_of(*each[t.env.name]) for t, _ in unseen}
-    if reworded[0]:
-        table["reworded"] = table_of(*reworded)
+    if reworded:
+        table["reworded"] = table_of(*together(reworded.values()))
+        if several:
+            table["reworded_by_task"] = {name: table_of(*own) for name, own in reworded.items()}
     return table
 
 

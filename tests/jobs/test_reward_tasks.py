@@ -210,3 +210,5 @@ def test_tables_of_several_tasks():
     assert made["any_distance"]["constant"]["value"] == 0.5
     assert made["reworded"]["episodes"] == 2 * EPISODES
     assert made["reworded"]["metrics"]["progress_mae"]["model"]["value"] > 0.2
+    assert set(made["reworded_by_task"]) == set(made["by_task"])
+    assert all(own["episodes"] == EPISODES for own in made["reworded_by_task"].values())
