@@ -96,6 +96,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "unseen": (),
             "validation_episodes": 4 if small else 128,
             "mesh": "",
+            # One for each command, so that the same one again finds the model it started from.
+            "stage": "model",
             "training": {
                 "optimiser": {"learning_rate": 1.5e-3, "warmup_steps": 100},
                 "clips": {"wrong_sentences": 2, "rewinds": 0.2},
@@ -121,8 +123,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if words & {"suite", "more"}:
         _suite(config, small)
     if "more" in words:
+        config.stage = "model_more"
         _more(config.training, names, small)
     if "compare" in words:
+        config.stage = "model_compare"
         training = config.training
         training.start = "runs/reward_nano/stages/model"
         training.optimiser.learning_rate = 1e-3
@@ -166,6 +170,7 @@ def _suite(config: ConfigDict, small: bool) -> None:
         for i, (name, without) in enumerate(UNSEEN.items())
     ]
     config.validation_episodes = 2 if small else 32
+    config.stage = "model_suite"
     training = config.training
     training.start = "lrm-nano"
     # Both save memory traffic, which costs a CPU more than the recomputation does.
@@ -195,7 +200,7 @@ def _suite(config: ConfigDict, small: bool) -> None:
 
 def _more(training: ConfigDict, names: list[str], small: bool) -> None:
     """The phase after the suite's."""
-    training.start = "runs/reward_nano/stages/model"
+    training.start = "runs/reward_nano/stages/model_suite"
     training.seed = 1  # other draws from the same episodes
     training.blanks = 0.1
     training.optimiser.learning_rate = 7e-4

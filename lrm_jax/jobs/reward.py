@@ -26,8 +26,9 @@ class RewardJob:
     episodes of the open-loop table, whose sentences training must not contain in any wording;
     more_held_out: those of further tasks, unseen: those of tasks that are not trained on, judged
     apart. validation_episodes: the last so many training episodes of each task only validate. mesh:
-    devices to train over, such as "data=-1"; empty for one. bars: what the table's metrics should
-    reach, by name.
+    devices to train over, such as "data=-1"; empty for one. stage: the name of the model's stage; a
+    training that starts from another's model in the same folder needs a name of its own. bars: what
+    the table's metrics should reach, by name.
     """
 
     job: str = "reward"
@@ -41,11 +42,12 @@ class RewardJob:
     training: RewardTraining = field(default_factory=RewardTraining)
     validation_episodes: int = field(128, ge=1)
     mesh: str = ""
+    stage: str = "model"
     bars: tuple[tuple[str, float], ...] = ()
 
 
 def run(raw, workdir: Workdir) -> dict:
-    """Train, export the model to ``stages/model``, and write the open-loop table."""
+    """Train, export the model to the stage ``config.stage``, and write the open-loop table."""
     job = config.build(RewardJob, raw)
     first = TaskEpisodes(job.env, job.collect)
     before, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
@@ -59,7 +61,7 @@ def run(raw, workdir: Workdir) -> dict:
     settings = {"training": job.training, "validation": job.validation_episodes}
     if job.training.start:
         settings["start"] = load_reward_model(job.training.start).facts
-    stage = workdir.stage("model", settings, after=befores)
+    stage = workdir.stage(job.stage, settings, after=befores)
 
     def compute(folder: Path) -> None:
         _train(job, found, stage.scratch, workdir).save(folder)
