@@ -19,8 +19,14 @@ goes on from the third one's model with the same episodes: it asks where the thi
 besides, since pairs of colours that were never trained on were judged worse than others, and shows
 blank pictures, which the third one's model took for finished tasks.
 
+    python -m lrm_jax.train --config=configs/reward_nano.py:balance
+
+goes on from the fourth one's model with the same episodes: every frame is drawn as often as any
+other, not every episode (the longest task was judged worst), and true sentences outweigh wrong ones
+as they do where episodes are judged (the fourth one's model doubts successes it has not seen).
+
 The argument "small" is a smoke test of the same stages: `--config=configs/reward_nano.py:small`, or
-"suite,small" or "more,small".
+"suite,small", "more,small" or "balance,small".
 """
 
 from ml_collections import ConfigDict
@@ -46,14 +52,15 @@ SUITE = {
     "PutInDrawerAndClose": ("wrong_plate",),
 }
 UNSEEN = {"PlaceInBowl": ("wrong_plate",)}
+FURTHER = ("compare", "suite", "more", "balance")
 VARIATIONS = {"wordings": "train", "camera_jitter": 0.015, "lighting": 0.15}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full run, "compare", "suite" or "more" to go on; "small": a few episodes and steps."""
+    """The full run, or one of `FURTHER` to go on; "small": a few episodes and steps."""
     words = set(filter(None, arg.split(",")))
-    if words - {"compare", "suite", "more", "small"} or len(words - {"small"}) > 1:
-        raise ValueError(f"argument {arg!r}: choose compare, suite or more, and small")
+    if words - {*FURTHER, "small"} or len(words - {"small"}) > 1:
+        raise ValueError(f"argument {arg!r}: choose one of {', '.join(FURTHER)}, and small")
     small = "small" in words
     steps = (4, 4, 4) if small else (800, 500, 1100)
     scene = [
@@ -120,11 +127,14 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
         }
     )  # fmt: skip
-    if words & {"suite", "more"}:
+    if words & {"suite", "more", "balance"}:
         _suite(config, small)
-    if "more" in words:
+    if words & {"more", "balance"}:
         config.stage = "model_more"
         _more(config.training, names, small)
+    if "balance" in words:
+        config.stage = "model_balance"
+        _balance(config.training)
     if "compare" in words:
         config.stage = "model_compare"
         training = config.training
@@ -212,3 +222,16 @@ def _more(training: ConfigDict, names: list[str], small: bool) -> None:
              "plate_x": 0.15, "object_held": 0.1, "object_to_plate": 0.1,
          } | {name: 0.1 for name in names}},
     )  # fmt: skip
+
+
+def _balance(training: ConfigDict) -> None:
+    """The phase after that one: other shares in the draw."""
+    training.start = "runs/reward_nano/stages/model_more"
+    training.seed = 2
+    phase = training.phases[0]
+    training.phases = ({
+        **phase, "name": "balance", "draw": "frames",
+        "kinds": {
+            "success": 2.5, "failure": 1.5, "wrong_sentence": 1.0, "rewind": 0.4, "blank": 0.1,
+        },
+    },)  # fmt: skip

@@ -10,7 +10,10 @@ from absl import flags
 from lrm_jax.jobs import door
 from lrm_jax.run import cli
 
-JOBS = ("quickstart", "collect", "reward", "adapters", "base_policy", "refine", "evidence")
+JOBS = (
+    "quickstart", "collect", "reward", "learning_curve", "adapters", "base_policy", "refine",
+    "evidence",
+)  # fmt: skip
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(

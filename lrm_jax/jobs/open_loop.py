@@ -1,7 +1,7 @@
 """The job `open_loop`: is a reward model right about episodes whose truth the simulator knows?"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from lrm_jax.labels import time_map
 from lrm_jax.labels.clips import done_index
 from lrm_jax.report import blocks, write_report
 from lrm_jax.rewards.model import RewardModel, load_reward_model
-from lrm_jax.run import atomic, config, manifest
+from lrm_jax.run import atomic, config, manifest, processes
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.progress import bar
@@ -87,6 +87,13 @@ def judge(
         atomic.write_json(folder / "table.json", made)
 
     table = stage.run(compute, lambda folder: atomic.read_json(folder / "table.json"))
+    if processes.is_first():
+        _publish(workdir, model, table, several)
+    return table
+
+
+def _publish(workdir: Workdir, model: RewardModel, table: dict, several: bool) -> None:
+    """The files of `judge`."""
     shown = {"Open loop": table}
     for group in ("by_task", "unseen"):
         title = {"by_task": "", "unseen": " (not trained on)"}[group]
@@ -107,17 +114,10 @@ def judge(
         atomic.read_json(workdir / "manifest.json"),
         title="Open-loop evaluation", subtitle=model.name,
     )  # fmt: skip
-    return table
 
 
 def tables(model, tasks: list, unseen: list, bars: dict[str, float], several: bool) -> dict:
     """The tables of `judge` as one; tasks, unseen: (TaskEpisodes, arrays)."""
-
-    def table_of(scored, pairs, wanted=None) -> dict:
-        made = open_loop_table(scored, bars=wanted)
-        row = open_loop_table(pairs)["metrics"]["direction_accuracy"]
-        made["any_distance"] = {arm: row[arm] for arm in ("model", "constant", "time ramp")}
-        return made
 
     each, reworded = {}, {}
     for number, (task, arrays) in enumerate((*tasks, *unseen)):
@@ -141,6 +141,19 @@ def tables(model, tasks: list, unseen: list, bars: dict[str, float], several: bo
         if several:
             table["reworded_by_task"] = {name: table_of(*own) for name, own in reworded.items()}
     return table
+
+
+def table_of(
+    scored: Sequence[ScoredEpisode],
+    pairs: Sequence[ScoredEpisode],
+    bars: Mapping[str, float] | None = None,
+) -> dict:
+    """`open_loop_table` of what `score_episodes` gives, with "any_distance" of what the function of
+    that name gives."""
+    made = open_loop_table(scored, bars=bars)
+    row = open_loop_table(pairs)["metrics"]["direction_accuracy"]
+    made["any_distance"] = {arm: row[arm] for arm in ("model", "constant", "time ramp")}
+    return made
 
 
 def _markdown(table: dict) -> str:

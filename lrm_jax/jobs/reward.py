@@ -1,7 +1,9 @@
 """The job `reward`: train a reward model on simulated episodes, and judge it open loop."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lrm_jax.jobs import simulated
 from lrm_jax.jobs.collect import collect_stage
@@ -11,11 +13,11 @@ from lrm_jax.jobs.settings import CollectSettings, EnvSettings, TaskEpisodes
 from lrm_jax.labels import Clip, FrameStore, HeldOut, make_clips
 from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.reward_training import RewardTraining, train
-from lrm_jax.rewards.model import load_reward_model
+from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.run import config
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
-from lrm_jax.run.workdir import Workdir
+from lrm_jax.run.workdir import Stage, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +51,35 @@ class RewardJob:
 def run(raw, workdir: Workdir) -> dict:
     """Train, export the model to the stage ``config.stage``, and write the open-loop table."""
     job = config.build(RewardJob, raw)
-    first = TaskEpisodes(job.env, job.collect)
-    before, arrays = collect_stage(workdir, "episodes", job.env, job.collect)
-    befores, found = [before], [(first, arrays)]
-    for task in job.more:
-        before, arrays = collect_stage(
-            workdir, f"episodes_{task.env.name}", task.env, task.collect
-        )
+    befores, found = training_episodes(job, workdir)
+    stage, model = model_stage(job, workdir, befores, found)
+    judged = [TaskEpisodes(job.held_out, job.evaluate), *job.more_held_out]
+    return judge(workdir, model, judged, job.bars, [stage], job.unseen)
+
+
+def training_episodes(
+    job: RewardJob, workdir: Workdir
+) -> tuple[list[Stage], list[tuple[TaskEpisodes, dict]]]:
+    """The stages that hold them, and for each task its arrays (`simulated.collect`)."""
+    befores, found = [], []
+    for i, task in enumerate((TaskEpisodes(job.env, job.collect), *job.more)):
+        name = "episodes" if i == 0 else f"episodes_{task.env.name}"
+        before, arrays = collect_stage(workdir, name, task.env, task.collect)
         befores.append(before)
         found.append((task, arrays))
-    settings = {"training": job.training, "validation": job.validation_episodes}
+    return befores, found
+
+
+def model_stage(
+    job: RewardJob,
+    workdir: Workdir,
+    befores: Sequence[Stage],
+    found: Sequence[tuple[TaskEpisodes, dict]],
+    **more: Any,
+) -> tuple[Stage, RewardModel]:
+    """The stage `job.stage` with the model that has learnt from these episodes; more: what else it
+    depends on."""
+    settings = {"training": job.training, "validation": job.validation_episodes, **more}
     if job.training.start:
         settings["start"] = load_reward_model(job.training.start).facts
     stage = workdir.stage(job.stage, settings, after=befores)
@@ -66,9 +87,7 @@ def run(raw, workdir: Workdir) -> dict:
     def compute(folder: Path) -> None:
         _train(job, found, stage.scratch, workdir).save(folder)
 
-    model = stage.run(compute, load_reward_model)
-    judged = [TaskEpisodes(job.held_out, job.evaluate), *job.more_held_out]
-    return judge(workdir, model, judged, job.bars, [stage], job.unseen)
+    return stage, stage.run(compute, load_reward_model)
 
 
 def held_out_sentences(job: RewardJob) -> HeldOut:
@@ -84,7 +103,9 @@ def held_out_sentences(job: RewardJob) -> HeldOut:
     return HeldOut(found)
 
 
-def _train(job: RewardJob, found: list[tuple[TaskEpisodes, dict]], scratch: Path, workdir: Workdir):
+def _train(
+    job: RewardJob, found: Sequence[tuple[TaskEpisodes, dict]], scratch: Path, workdir: Workdir
+):
     """Clips of the training episodes, and the network that has learnt from them."""
     held = held_out_sentences(job)
     stores: list[FrameStore] = []

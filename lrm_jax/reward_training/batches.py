@@ -69,6 +69,10 @@ class Sampler:
             raise UserError(
                 f"phase {phase.name!r}: no clip of kinds {sorted(wanted)} has labels for its heads"
             )
+        self._lengths = {
+            k: np.cumsum([len(c.frames) for c in v])
+            for k, v in self._by_kind.items() if phase.draw == "frames"
+        }  # fmt: skip
         weights = np.array([wanted[k] for k in self._by_kind], np.float64)
         self._weights = weights / weights.sum()
 
@@ -86,9 +90,15 @@ class Sampler:
         kinds = rng.choice(len(self._weights), rows, p=self._weights)
         names = list(self._by_kind)
         for row, kind in enumerate(kinds):
-            clips = self._by_kind[names[kind]]
-            self._fill(made, row, clips[rng.integers(len(clips))], rng)
+            self._fill(made, row, self._drawn(names[kind], rng), rng)
         return made
+
+    def _drawn(self, kind: str, rng: np.random.Generator) -> Clip:
+        clips = self._by_kind[kind]
+        if kind in self._lengths:
+            ends = self._lengths[kind]
+            return clips[np.searchsorted(ends, rng.integers(ends[-1]), side="right")]
+        return clips[rng.integers(len(clips))]
 
     def _has_labels(self, clip: Clip) -> bool:
         labels = clip.labels

@@ -106,7 +106,9 @@ class Phase:
     steps: optimiser steps. rows: episodes (or scenes) in a batch. frames_per_row: frames of each
       that are judged.
     pairs_per_row: contrastive pairs made of those frames. heads: weight of each head's loss; heads
-    without a weight are not asked. kinds: weight of each kind of clip in the draw.
+    without a weight are not asked. kinds: weight of each kind of clip in the draw. draw: what is as
+    likely as any other of its kind, a clip ("clips"), or a frame ("frames": a clip twice as long is
+    drawn twice as often).
     """
 
     name: str
@@ -116,6 +118,7 @@ class Phase:
     pairs_per_row: int = field(2, ge=0)
     heads: dict[str, float] = field(default_factory=dict)
     kinds: dict[str, float] = field(default_factory=dict)
+    draw: str = field("clips", choices=("clips", "frames"))
 
 
 @dataclasses.dataclass(frozen=True)

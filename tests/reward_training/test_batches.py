@@ -109,3 +109,22 @@ def test_questions_about_things(clips):
     np.testing.assert_allclose(facts["blue_plate_x"], [0.7, 0.7])
     assert np.isnan(facts["red_plate_x"]).all()  # there is no red plate
     assert set(facts) == {h.name for h in heads}
+
+
+def test_frames_can_be_drawn_evenly_instead_of_clips(clips):
+    """A clip cut to half its frames is then drawn half as often."""
+    short = dataclasses.replace(
+        clips[0], frames=clips[0].frames[: len(clips[0].frames) // 2],
+        progress=clips[0].progress[: len(clips[0].frames) // 2],
+        done=clips[0].done[: len(clips[0].frames) // 2],
+        facts={k: v[: len(clips[0].frames) // 2] for k, v in clips[0].facts.items()},
+    )  # fmt: skip
+    given = [short, *clips[1:3]]
+    rows, frames = 4000, [len(c.frames) for c in given]
+    for draw, expected in (("clips", 1 / 3), ("frames", frames[0] / sum(frames))):
+        phase = dataclasses.replace(PHASE, rows=rows, draw=draw, kinds={"success": 1.0})
+        batch = sampler(given, phase).batch(0)
+        share = (batch.frames[:, 0] == short.frames[0]).mean()
+        deviation = np.sqrt(expected * (1 - expected) / rows)
+        assert abs(share - expected) < 4 * deviation, draw
+        assert {int(f) for f in batch.frames[:, 0]} == {int(c.frames[0]) for c in given}
