@@ -14,7 +14,7 @@ from lrm_jax import lora
 from lrm_jax.labels import FrameStore
 from lrm_jax.parallel.mesh import batch_sharding, replicated
 from lrm_jax.parallel.placement import put
-from lrm_jax.reward_training import lora_step
+from lrm_jax.reward_training import closed_answers
 from lrm_jax.reward_training.lessons import Examples, Lesson, closed_layout
 from lrm_jax.reward_training.validation import BATCHES, closed_numbers
 from lrm_jax.reward_training.written import Writer
@@ -63,10 +63,10 @@ def make_validate(
     place = None if model.mesh is None else batch_sharding(model.mesh)
 
     @functools.partial(jax.jit, out_shardings=home, compiler_options=network_options())
-    def run(adapter: Any, base: Any, batch: Any, rows: lora_step.Rows):
+    def run(adapter: Any, base: Any, batch: Any, rows: closed_answers.Rows):
         variables = lora.variables(base, adapter)
         sums = lesson.loss(network, variables, batch, None)
-        answers = lora_step.answer_log_probabilities(
+        answers = closed_answers.answer_log_probabilities(
             network, variables, layout.tables, layout.answers[0], rows
         )
         return sums, normalise(answers).expectation(values)
@@ -77,7 +77,7 @@ def make_validate(
             order = np.arange(begin, begin + part)
             # Its own generator, so that answers drawn for a label are the same every time.
             batch = lesson.rows(order, np.random.default_rng([seed, 12, begin]))
-            rows = lora_step.Rows(
+            rows = closed_answers.Rows(
                 store.frames[found.images[order]], found.task[order], found.label[order]
             )
             given = batch, rows

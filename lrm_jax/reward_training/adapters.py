@@ -9,7 +9,6 @@ o, trained for one epoch. What is taught is a `Lesson` (`lessons`, `dpo`). Batch
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,30 +36,34 @@ from lrm_jax.run.errors import UserError
 from lrm_jax.run.platform import network_options
 
 
-def make_step(
+def make_step(*arguments: Any, homes: TrainState | None = None, **options: Any):
+    """`step_function` of these arguments, jitted; the state is donated. homes: where its leaves lie
+    on a mesh; the numbers are then copied to all its devices."""
+    placed = {} if homes is None else {"out_shardings": (homes, homes.step)}
+    return jax.jit(
+        step_function(*arguments, **options), donate_argnums=0,
+        compiler_options=network_options(), **placed,
+    )  # fmt: skip
+
+
+def step_function(
     model: Qwen3VL,
     optimiser: optax.GradientTransformation,
     accumulate: int = 1,
     dropout_seed: int | None = None,
     loss: Callable[..., Sums] = written_loss,
-    homes: TrainState | None = None,
 ):
-    """The jitted step: (state, base, batch) -> (state, {"loss", "grad_norm", "finite", ...}); the
-    state is donated.
+    """The step: (state, base, batch) -> (state, {"loss", "grad_norm", "finite", ...}).
 
-    state.params is an adapter tree (`lora.init`). loss: of a lesson; by default that of written
-    answers, the mean over the batch's learnt tokens. accumulate: the batch goes through in so many
-    parts, with the gradients of the whole. Where loss or gradients are not finite the adapter stays
-    as it was. homes: where the state's leaves lie on a mesh; the numbers are then copied to all its
-    devices.
+    state.params is an adapter tree (`lora.init`). The base is neither changed nor differentiated,
+    so its gradient is never formed. loss: of a lesson; by default that of written answers, the mean
+    over the batch's learnt tokens. accumulate: the batch goes through in so many parts, with the
+    gradients of the whole. Where loss or gradients are not finite the adapter stays as it was.
     """
 
     def loss_of(adapter, base, batch, rng):
         return loss(model, lora.variables(base, adapter), batch, rng)
 
-    placed = {} if homes is None else {"out_shardings": (homes, homes.step)}
-
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=network_options(), **placed)
     def step(state: TrainState, base, batch):
         rng = None
         if dropout_seed is not None:

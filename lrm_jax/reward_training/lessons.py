@@ -17,7 +17,7 @@ import numpy as np
 from lrm_jax.labels import Clip, FrameStore
 from lrm_jax.labels.examples import ExampleSettings, pair_examples, still_examples
 from lrm_jax.qwen3_vl import Qwen3VL
-from lrm_jax.reward_training import lora_step, objective
+from lrm_jax.reward_training import closed_answers, objective
 from lrm_jax.reward_training.written import Conversations, Writer, answer_of, total_loss
 from lrm_jax.rewards.heads import Head
 from lrm_jax.rewards.layout import Layout, Query, build_layout
@@ -184,13 +184,13 @@ def expected(
 
     number = {s: i for i, s in enumerate(writer.sentences)}
 
-    def made(shown: Labelled, rng: np.random.Generator) -> lora_step.Rows:
+    def made(shown: Labelled, rng: np.random.Generator) -> closed_answers.Rows:
         del rng
         task = np.array([number[s] for s in shown.sentences], np.int32)
-        return lora_step.Rows(shown.frames, task, shown.label)
+        return closed_answers.Rows(shown.frames, task, shown.label)
 
     def loss(model: Qwen3VL, variables: Any, batch: Any, rng: jax.Array | None) -> Sums:
-        answers = lora_step.answer_log_probabilities(
+        answers = closed_answers.answer_log_probabilities(
             model, variables, layout.tables, layout.answers[0], batch,
             None if rng is None else {"lora": rng},
         )[..., ascending]  # fmt: skip

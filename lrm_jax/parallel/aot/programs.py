@@ -12,10 +12,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lrm_jax import lora
 from lrm_jax.parallel import rules
 from lrm_jax.parallel.mesh import ROW_AXES, replicated
 from lrm_jax.qwen3_vl import Config, Qwen3VL, grid_of, names, sharding
-from lrm_jax.reward_training import lora_step
+from lrm_jax.reward_training import closed_answers
+from lrm_jax.reward_training.adapters import step_function
+from lrm_jax.reward_training.course import homes_of
+from lrm_jax.reward_training.step import TrainState
 from lrm_jax.rewards import scoring
 from lrm_jax.rewards.layout import AnswerTable, Tables
 from lrm_jax.run.errors import UserError
@@ -103,7 +107,7 @@ def build(
         token=np.arange(33, dtype=np.int32).reshape(11, 3),
         used=np.ones((11, 3), bool),
     )
-    rows = lora_step.Rows(
+    rows = closed_answers.Rows(
         frames=_struct((shape.rows, shape.images, shape.side, shape.side, 3), np.uint8),
         sentence=_struct((shape.rows,), np.int32),
         labels=_struct((shape.rows,), np.float32),
@@ -118,29 +122,36 @@ def build(
     if name == "score":
 
         def score(base, adapters, tables, rows):
-            variables = {"params": base, "lora": lora_step.with_scale(adapters, ALPHA / rank)}
-            found = lora_step.answer_log_probabilities(model, variables, tables, answers, rows)
+            variables = lora.variables(base, {"lora": adapters})
+            found = closed_answers.answer_log_probabilities(
+                model, variables, tables, answers, rows
+            )
             return scoring.normalise(found).expectation(TENTHS)
 
         return Program(score, (base_args, adapters, tables, rows), (), **common)
 
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.0))
-    moments = jax.eval_shape(optimiser.init, factors)
-    homes_of_moments = rules.follow(moments, factors, homes.shardings, mesh)
-    state = lora_step.AdapterState(
-        adapters=adapters,
-        optimiser=placed(moments, homes_of_moments),
-        step=placed(_struct((), np.int32), replicated(mesh)),
+    def loss(model, variables, batch, rng):
+        del rng
+        tables, rows = batch
+        total, count = closed_answers.cross_entropy(
+            model, variables, tables, answers, TENTHS, rows
+        )
+        return total, (count, {})
+
+    optimiser = lora.only_trainable(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.0))
     )
-    step = lora_step.make_step(model, answers, TENTHS, ALPHA / rank, optimiser)
+    tree = {"lora": adapters}
+    homes = homes_of(tree, optimiser, mesh)
+    moments = placed(jax.eval_shape(optimiser.init, tree), homes.optimiser)
+    state = TrainState(tree, moments, placed(_struct((), np.int32), homes.step))
+    step = step_function(model, optimiser, loss=loss)
 
     def train(state, base, tables, rows):
-        after, metrics = step(state, base, tables, rows)
+        after, metrics = step(state, base, (tables, rows))
         # What goes out lies where it came in, or the next step would compile again.
-        homes = jax.tree.map(lambda s: s.sharding, state_shapes)
         return jax.lax.with_sharding_constraint(after, homes), metrics
 
-    state_shapes = state
     return Program(train, (state, base_args, tables, rows), (0,), **common)
 
 
@@ -151,13 +162,15 @@ def base_shapes(config: Config) -> dict[str, Any]:
 
 
 def adapter_shapes(config: Config, rank: int, targets: Sequence[str] = TARGETS) -> dict[str, Any]:
-    """Shapes of float32 factors a [.., in, rank], b [.., rank, out] at the decoder's `targets`."""
+    """Shapes of an adapter's "lora" tree at the decoder's `targets`: float32 a [.., in, rank], b
+    [.., rank, out], scale [..]."""
     found = {}
     for leaf in names.leaves(config):
         if leaf.path[0] == "language_model" and leaf.is_kernel and leaf.path[-2] in targets:
             *stack, fan_in, fan_out = leaf.tree_shape
             found[(*leaf.path[:-1], "a")] = _struct((*stack, fan_in, rank), np.float32)
             found[(*leaf.path[:-1], "b")] = _struct((*stack, rank, fan_out), np.float32)
+            found[(*leaf.path[:-1], "scale")] = _struct(tuple(stack), np.float32)
     return _nested(found)
 
 

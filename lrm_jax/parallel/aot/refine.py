@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from lrm_jax.jobs.arms import heads_asked
@@ -144,7 +143,7 @@ class Loop:
         head."""
         shapes = programs.base_shapes(self.engine.model.config)
         base = rules.plan(shapes, sharding.PARAMS, self.mesh, indivisible="replicate")
-        factors = with_scales(programs.adapter_shapes(self.engine.model.config, self.rank))
+        factors = programs.adapter_shapes(self.engine.model.config, self.rank)
         homes = rules.plan(factors, sharding.LORA, self.mesh, indivisible="replicate")
         adapters = tuple({"lora": placed(factors, homes.shardings)} for _ in self.engine.adapters)
         base_args = placed(shapes, base.shardings)
@@ -236,10 +235,3 @@ class Loop:
 
 def _bytes(shape: Any) -> int:
     return math.prod(shape.shape) * shape.dtype.itemsize
-
-
-def with_scales(factors: dict[str, Any]) -> dict[str, Any]:
-    """Shapes of factors with the leaf "scale" of an adapter tree beside each pair."""
-    if "a" in factors:
-        return {**factors, "scale": jax.ShapeDtypeStruct(factors["a"].shape[:-2], np.float32)}
-    return {key: with_scales(child) for key, child in factors.items()}
