@@ -22,8 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     else:
         phase = reward.training.phases[0]
         reward.training.phases = ({**phase, "name": "curve", "steps": 300},)
-        for evaluate in (reward.evaluate, *(t.collect for t in reward.more_held_out)):
-            evaluate.episodes = evaluate.batch = 48
+        for evaluate in (reward.evaluate, *(t["collect"] for t in reward.more_held_out)):
+            evaluate["episodes"] = evaluate["batch"] = 48
     reward.unseen = ()
     reward.stage = "model"
     return ConfigDict(

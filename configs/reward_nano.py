@@ -23,7 +23,8 @@ blank pictures, which the third one's model took for finished tasks.
 
 goes on from the fourth one's model with the same episodes: every frame is drawn as often as any
 other, not every episode (the longest task was judged worst), and true sentences outweigh wrong ones
-as they do where episodes are judged (the fourth one's model doubts successes it has not seen).
+as they do where episodes are judged (the fourth one's model doubts successes it has not seen). Its
+weights are the mean of those that it began and ended with: the model `lrm-nano-suite` that ships.
 
 The argument "small" is a smoke test of the same stages: `--config=configs/reward_nano.py:small`, or
 "suite,small", "more,small" or "balance,small".
@@ -227,7 +228,7 @@ def _more(training: ConfigDict, names: list[str], small: bool) -> None:
 def _balance(training: ConfigDict) -> None:
     """The phase after that one: other shares in the draw."""
     training.start = "runs/reward_nano/stages/model_more"
-    training.seed = 2
+    training.seed, training.start_share = 2, 0.5
     phase = training.phases[0]
     training.phases = ({
         **phase, "name": "balance", "draw": "frames",

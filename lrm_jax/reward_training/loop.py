@@ -102,6 +102,8 @@ def train(
         raise UserError("config.phases: there are no steps to train")
     optimiser = make_optimiser(settings.optimiser, total)
     begin = load_reward_model(settings.start) if settings.start else None
+    # A copy, for the first step takes over the start's own memory.
+    kept = jax.tree.map(np.array, begin.params) if settings.start_share else None
     state, homes = _start(model, optimiser, settings.seed, begin), None
     if mesh is not None:
         cut = sharding.homes(config, mesh)
@@ -147,6 +149,11 @@ def train(
             metrics=metrics,
         )  # fmt: skip
     params = state.params if mesh is None else whole(state.params, mesh)
+    if kept is not None:
+        share = settings.start_share
+        params = jax.tree.map(
+            lambda old, new: share * jnp.asarray(old, new.dtype) + (1.0 - share) * new, kept, params
+        )
     return Trained(config, params, nano_heads(), tokenizer, size, found)
 
 

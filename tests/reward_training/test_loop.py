@@ -9,9 +9,10 @@ import pytest
 import lrm_jax.reward_training.loop as loop
 from lrm_jax.labels import HeldOut
 from lrm_jax.qwen3_vl import Qwen3VL
-from lrm_jax.reward_training import NanoSize, Optimiser, resumable, train
+from lrm_jax.reward_training import NanoSize, Optimiser, RewardTraining, resumable, train
 from lrm_jax.rewards import load_reward_model
 from lrm_jax.run import metrics
+from lrm_jax.run.config import build
 from lrm_jax.run.errors import UserError
 
 from .toy import SIZE, settings, toy_clips
@@ -131,9 +132,26 @@ def test_it_goes_on_from_another_model(toy, tmp_path):
     )
     second = train(config, store, clips, tmp_path / "second").params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), second, first.params)
+    # A mean of the start and of what was learnt: three parts of four, and one.
+    moved = dataclasses.replace(config, optimiser=Optimiser(learning_rate=1e-2, warmup_steps=0))
+    learnt = train(moved, store, clips, tmp_path / "moved").params
+    mixed = train(
+        dataclasses.replace(moved, start_share=0.75), store, clips, tmp_path / "mixed"
+    ).params
+    moves = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learnt, first.params)
+    assert max(jax.tree.leaves(moves)) > 1e-3
+    jax.tree.map(
+        lambda m, a, b: np.testing.assert_allclose(m, 0.75 * a + 0.25 * b, atol=1e-6),
+        mixed, first.params, learnt,
+    )  # fmt: skip
     other = dataclasses.replace(config, size=dataclasses.replace(SIZE, text_mlp=32))
     with pytest.raises(UserError, match="another size"):
         train(other, store, clips, tmp_path / "third")
+
+
+def test_a_share_of_no_start():
+    with pytest.raises(UserError, match="no start"):
+        build(RewardTraining, {"start_share": 0.5})
 
 
 def test_held_out_sentences_do_not_pass(toy, tmp_path):
