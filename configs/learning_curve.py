@@ -26,6 +26,10 @@ def get_config(arg: str = "") -> ConfigDict:
             evaluate["episodes"] = evaluate["batch"] = 48
     reward.unseen = ()
     reward.stage = "model"
+    mesh, reward.mesh = reward.mesh, ""
     return ConfigDict(
-        {"job": "learning_curve", "reward": reward, "sizes": (3, 6) if small else (62, 248, 992)}
-    )
+        {
+            "job": "learning_curve", "mesh": mesh, "reward": reward,
+            "sizes": (3, 6) if small else (62, 248, 992),
+        }
+    )  # fmt: skip

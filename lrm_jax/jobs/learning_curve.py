@@ -43,14 +43,18 @@ class LearningCurveJob:
 
     reward: what is collected, trained and judged, as `job="reward"` has it; held-out tasks are
     judged, unseen ones and wordings that training lacks are not. sizes: numbers of training
-    episodes of each task, ascending; the training steps are the same for all of them.
+    episodes of each task, ascending; the training steps are the same for all of them. mesh: devices
+    to train over, in place of `reward.mesh`, since doors ask for a CPU's devices before jobs begin.
     """
 
     job: str = "learning_curve"
     reward: RewardJob = field(default_factory=RewardJob)
     sizes: tuple[int, ...] = (64, 256)
+    mesh: str = ""
 
     def validate(self):
+        if self.reward.mesh:
+            raise UserError("reward.mesh: here config.mesh names the devices to train over")
         if not self.sizes or list(self.sizes) != sorted(set(self.sizes)) or self.sizes[0] < 1:
             raise UserError(f"sizes are {self.sizes}: give ascending numbers of episodes")
         for task in (TaskEpisodes(self.reward.env, self.reward.collect), *self.reward.more):
@@ -65,6 +69,8 @@ class LearningCurveJob:
 def first_episodes(arrays: dict[str, np.ndarray], size: int, validate: int) -> dict:
     """The first `size` episodes and the last `validate`, which are the same for every size."""
     count = len(arrays["frames"])
+    if size + validate == count:  # no second copy of gigabytes of frames
+        return arrays
     kept = np.r_[0:size, count - validate : count]
     return {name: values[kept] for name, values in arrays.items()}
 
@@ -72,7 +78,7 @@ def first_episodes(arrays: dict[str, np.ndarray], size: int, validate: int) -> d
 def run(raw, workdir: Workdir) -> dict:
     """Train and judge once for each size; writes summary.json, learning_curve.md, report.html."""
     job = config.build(LearningCurveJob, raw)
-    reward = job.reward
+    reward = dataclasses.replace(job.reward, mesh=job.mesh)
     befores, found = training_episodes(reward, workdir)
     judged, episodes = [], []
     for i, task in enumerate((TaskEpisodes(reward.held_out, reward.evaluate),

@@ -137,5 +137,6 @@ def _train(
     return train(
         job.training, whole, clips["train"], scratch,
         validation_clips=clips["validate"], held_out=held,
-        metrics=workdir.path, mesh=make_mesh(job.mesh) if job.mesh else None,
+        metrics=workdir.path, series=job.stage.replace("model", "reward", 1),
+        mesh=make_mesh(job.mesh) if job.mesh else None,
     )  # fmt: skip

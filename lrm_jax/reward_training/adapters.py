@@ -36,14 +36,19 @@ from lrm_jax.run.errors import UserError
 from lrm_jax.run.platform import network_options
 
 
-def make_step(*arguments: Any, homes: TrainState | None = None, **options: Any):
+def make_step(
+    model: Qwen3VL,
+    optimiser: optax.GradientTransformation,
+    accumulate: int = 1,
+    dropout_seed: int | None = None,
+    loss: Callable[..., Sums] = written_loss,
+    homes: TrainState | None = None,
+):
     """`step_function` of these arguments, jitted; the state is donated. homes: where its leaves lie
     on a mesh; the numbers are then copied to all its devices."""
     placed = {} if homes is None else {"out_shardings": (homes, homes.step)}
-    return jax.jit(
-        step_function(*arguments, **options), donate_argnums=0,
-        compiler_options=network_options(), **placed,
-    )  # fmt: skip
+    step = step_function(model, optimiser, accumulate, dropout_seed, loss)
+    return jax.jit(step, donate_argnums=0, compiler_options=network_options(), **placed)
 
 
 def step_function(

@@ -62,6 +62,7 @@ def train(
     held_out: HeldOut | None = None,
     tokenizer: Tokenizer | None = None,
     metrics: str | os.PathLike[str] | None = None,
+    series: str = "reward",
     mesh: Mesh | None = None,
 ) -> Trained:
     """Trains a nano reward model from scratch.
@@ -76,7 +77,8 @@ def train(
       folder: for checkpoints; kept between tries, deleted by the caller.
       held_out: sentences that must not be trained on; checked once more here.
       tokenizer: that of lrm-nano by default.
-      metrics: a folder for `metrics.jsonl` and TensorBoard events.
+      metrics: a folder for `metrics.jsonl` and TensorBoard events, under the name `series`, which
+        takes the place of an earlier one of that name.
       mesh: to train over: rows cut over data and fsdp, parameters as `qwen3_vl.sharding` says,
         frames copied. With several processes each calls this with the same arguments; `folder` is
         one that all see.
@@ -137,7 +139,7 @@ def train(
     with under(mesh):
         state, found = resumable.run(
             resumable.Steps(
-                "reward", total, facts, lambda number: phase_of(number).draw(number), step,
+                series, total, facts, lambda number: phase_of(number).draw(number), step,
                 frozenset(map(int, ends)), lambda number: {"phase": phase_of(number).phase.name},
             ),
             state,

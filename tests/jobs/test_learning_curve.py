@@ -3,6 +3,7 @@ episodes, with models that know the words of their training sentences."""
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from lrm_jax.jobs import learning_curve
 from lrm_jax.run import config, manifest
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.workdir import Workdir
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "any.py"
 
 
 def job(sizes) -> ConfigDict:
@@ -85,6 +88,16 @@ def test_every_point_is_judged_on_the_same_episodes_by_what_it_learnt(tmp_path, 
 def test_sizes_that_do_not_fit(sizes, said):
     with pytest.raises(UserError, match=said):
         config.build(learning_curve.LearningCurveJob, job(sizes))
+
+
+def test_devices_are_named_where_the_door_looks():
+    """It asks a CPU for them by the config's own "mesh", before the job begins."""
+    for argument in ("", "small"):
+        raw = config.sibling(str(CONFIGS), "learning_curve").get_config(argument)
+        assert config.build(learning_curve.LearningCurveJob, raw).mesh == raw.mesh == "data=2"
+    raw.reward.mesh = "data=2"
+    with pytest.raises(UserError, match=r"config\.mesh"):
+        config.build(learning_curve.LearningCurveJob, raw)
 
 
 def test_the_validation_episodes_are_always_the_last():
