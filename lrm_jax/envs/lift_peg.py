@@ -7,19 +7,9 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
+from lrm_jax.envs.mjcf import BETWEEN, FIRM, GRIPPED, ON_TABLE, PADS, block, world
 from lrm_jax.envs.placement import free_pose, scatter
-from lrm_jax.envs.tabletop import (
-    BETWEEN,
-    FIRM,
-    GRIPPED,
-    ON_TABLE,
-    PADS,
-    SOLID,
-    Layout,
-    Tabletop,
-    block,
-    world,
-)
+from lrm_jax.envs.tabletop import SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 HALF = (0.06, 0.012, 0.018)  # of a peg [m]

@@ -7,7 +7,8 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
-from lrm_jax.envs.tabletop import FIRM, GRIPPED, HIDDEN, PADS, SOLID, Layout, Tabletop, world
+from lrm_jax.envs.mjcf import FIRM, GRIPPED, HIDDEN, PADS, world
+from lrm_jax.envs.tabletop import SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 TRAVEL, OPENED = 0.14, 0.07  # how far a drawer slides, and from where it counts as open [m]

@@ -6,21 +6,10 @@ import numpy as np
 
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
+from lrm_jax.envs.mjcf import BETWEEN, GRIPPED, HIDDEN, ON_TABLE, PADS, block, world
 from lrm_jax.envs.placement import free_pose, scatter
 from lrm_jax.envs.put_on_plate import CUBE_HALF, HELD_OUT_PAIRS
-from lrm_jax.envs.tabletop import (
-    BETWEEN,
-    FLAT,
-    GRIPPED,
-    HIDDEN,
-    ON_TABLE,
-    PADS,
-    SOLID,
-    Layout,
-    Tabletop,
-    block,
-    world,
-)
+from lrm_jax.envs.tabletop import FLAT, SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 RIM_RADIUS = 0.062  # to the corners of the ring's axis [m]

@@ -9,8 +9,9 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
+from lrm_jax.envs.mjcf import BETWEEN, HIDDEN, PADS, world
 from lrm_jax.envs.placement import scatter
-from lrm_jax.envs.tabletop import BETWEEN, HIDDEN, PADS, SOLID, Layout, Tabletop, world
+from lrm_jax.envs.tabletop import SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 from lrm_jax.run.quiet_mjx import mjx
 

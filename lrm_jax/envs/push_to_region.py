@@ -9,19 +9,10 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
+from lrm_jax.envs.mjcf import BETWEEN, HIDDEN, PADS, block, world
 from lrm_jax.envs.placement import free_pose
 from lrm_jax.envs.put_on_plate import HELD_OUT_PAIRS
-from lrm_jax.envs.tabletop import (
-    BETWEEN,
-    FLAT,
-    HIDDEN,
-    PADS,
-    SOLID,
-    Layout,
-    Tabletop,
-    block,
-    world,
-)
+from lrm_jax.envs.tabletop import FLAT, SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 HALF = (0.045, 0.045, 0.02)  # of a block; the gripper opens 0.08 [m]

@@ -7,20 +7,10 @@ import numpy as np
 from lrm_jax.envs import expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.expert import Stage
+from lrm_jax.envs.mjcf import BETWEEN, GRIPPED, HIDDEN, ON_TABLE, PADS, block, world
 from lrm_jax.envs.placement import free_pose, scatter
 from lrm_jax.envs.put_on_plate import CUBE_HALF, HELD_OUT_PAIRS
-from lrm_jax.envs.tabletop import (
-    BETWEEN,
-    GRIPPED,
-    HIDDEN,
-    ON_TABLE,
-    PADS,
-    SOLID,
-    Layout,
-    Tabletop,
-    block,
-    world,
-)
+from lrm_jax.envs.tabletop import SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 TRAVEL, CLOSED = 0.13, 0.02  # how far the drawer slides, and up to where it counts as shut [m]

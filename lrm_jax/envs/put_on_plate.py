@@ -9,20 +9,9 @@ import numpy as np
 from lrm_jax.envs import colours, expert
 from lrm_jax.envs.base import State
 from lrm_jax.envs.colours import COLOURS, PALETTE
+from lrm_jax.envs.mjcf import BETWEEN, GRIPPED, HIDDEN, ON_TABLE, PADS, block, world
 from lrm_jax.envs.placement import free_pose, scatter
-from lrm_jax.envs.tabletop import (
-    BETWEEN,
-    FLAT,
-    GRIPPED,
-    HIDDEN,
-    ON_TABLE,
-    PADS,
-    SOLID,
-    Layout,
-    Tabletop,
-    block,
-    world,
-)
+from lrm_jax.envs.tabletop import FLAT, SOLID, Layout, Tabletop
 from lrm_jax.envs.wordings import Wordings
 
 # (cube, plate) colour pairs that reward training never sees, not even as distractors.

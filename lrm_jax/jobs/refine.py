@@ -92,6 +92,13 @@ class RefineJob:
         return dataclasses.replace(self, arms=(arm,), reward=reward, equal_budget="")
 
     @property
+    def without_reward(self) -> tuple[Any, ...]:
+        """The settings that every arm's result depends on."""
+        return (
+            self.env, self.demonstrations, self.policy, self.clone, self.refine, self.evaluation
+        )  # fmt: skip
+
+    @property
     def judgements(self) -> int:
         """Questions that the first arm puts to its model in the whole refinement."""
         c, reward = self.refine, dataclasses.replace(self.reward, arm=self.arms[0])
@@ -280,7 +287,7 @@ def run(raw, workdir: Workdir) -> dict:
             )
             atomic.write_json(workdir / "summary.json", {"runs": rows})
             atomic.write_bytes(workdir / "table.md", table(rows).encode())
-            oracle.record(workdir / "quickstart_oracle.json", job, rows)
+            oracle.record(workdir / "quickstart_oracle.json", job.without_reward, rows)
     return {"runs": rows}
 
 
