@@ -41,7 +41,8 @@ class PolicyConfig:
       min_std, max_std: open range of each dimension's standard deviation, in action units.
       init_std: standard deviation before cloning sets it.
       rho: correlation of the noise along the chunk; explored: indices of the action dimensions that
-        get noise, None for all (see distribution.py). With the flow head both hold for the noise of
+        get noise, None for all; cosines: how many of the chunk's cosines get it, from the slowest,
+        None for all (see distribution.py). With the flow head all three hold for the noise of
         each denoise step; the first noise, which the flow starts from, has all dimensions.
       flow: the action expert; used by the head "flow" alone.
     """
@@ -64,6 +65,7 @@ class PolicyConfig:
     init_std: float = 0.15
     rho: float = 0.7
     explored: tuple[int, ...] | None = None
+    cosines: int | None = field(None, ge=1)
     flow: FlowConfig = field(default_factory=FlowConfig)
 
     def __post_init__(self):
@@ -75,6 +77,8 @@ class PolicyConfig:
             raise UserError("policy stds need 0 < min_std < init_std < max_std")
         if not 0 <= self.rho < 1:
             raise UserError(f"rho must be in [0, 1), got {self.rho}")
+        if self.cosines is not None and self.cosines > self.chunk:
+            raise UserError(f"cosines ({self.cosines}) are more than a chunk's {self.chunk} steps")
         chosen = () if self.explored is None else self.explored
         if self.explored == () or not set(chosen) <= set(range(self.action_size)):
             raise UserError(

@@ -103,7 +103,7 @@ class ChainNormal:
     Attributes:
       mean: float [..., K, C, A], of x_{k+1} given x_k of one particular chain.
       log_std: float [..., K, A] of that step.
-      rho, explored: of each step's noise, as in ChunkNormal; static.
+      rho, explored, cosines: of each step's noise, as in ChunkNormal; static.
       average: whether log_prob is the joint one divided by K + 1 (FlowConfig.logprob); static.
 
     log_prob is of that chain. entropy and kl sum the steps' own along it: by the chain rule their
@@ -114,11 +114,12 @@ class ChainNormal:
     log_std: jax.Array
     rho: float = flax.struct.field(pytree_node=False, default=0.0)
     explored: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
+    cosines: int | None = flax.struct.field(pytree_node=False, default=None)
     average: bool = flax.struct.field(pytree_node=False, default=False)
 
     def steps(self) -> ChunkNormal:
         """The K steps as one batch of distributions [..., K]."""
-        return ChunkNormal(self.mean, self.log_std, self.rho, self.explored)
+        return ChunkNormal(self.mean, self.log_std, self.rho, self.explored, self.cosines)
 
     def log_prob(self, chain: jax.Array) -> jax.Array:
         """chain float [..., K+1, C, A], the one that `mean` was computed along -> float [...]."""

@@ -220,7 +220,7 @@ class Policy(nn.Module):
         seen = self._seen(features, proprio)
         if c.head == "gaussian":
             mean, raw = self.actor(seen)
-            return ChunkNormal(mean, self._log_std(raw), c.rho, c.explored)
+            return ChunkNormal(mean, self._log_std(raw), c.rho, c.explored, c.cosines)
         before = chain[:, :-1]
         steps = before.shape[1]
         velocity, raw = self.actor(seen, before, jnp.arange(steps) / steps)
@@ -228,7 +228,7 @@ class Policy(nn.Module):
 
     def _chain(self, mean, log_std) -> ChainNormal:
         c = self.config
-        return ChainNormal(mean, log_std, c.rho, c.explored, c.flow.logprob == "mean")
+        return ChainNormal(mean, log_std, c.rho, c.explored, c.cosines, c.flow.logprob == "mean")
 
     def denoise(self, features, proprio, start, rng, deterministic):
         """Decisions of the flow head: the chain float32 [B,K+1,C,A] from `start` [B,C,A], whose
@@ -241,7 +241,7 @@ class Policy(nn.Module):
             time = jnp.full((1,), k / c.flow.steps)
             velocity, raw = self.actor(seen, chain[-1][:, None], time)
             mean = chain[-1] + velocity[:, 0] / c.flow.steps
-            step = ChunkNormal(mean, self._log_std(raw[:, 0]), c.rho, c.explored)
+            step = ChunkNormal(mean, self._log_std(raw[:, 0]), c.rho, c.explored, c.cosines)
             drawn = step.sample(jax.random.fold_in(rng, k))
             chain.append(jnp.where(deterministic, mean, drawn))
             means.append(mean)

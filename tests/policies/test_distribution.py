@@ -5,9 +5,10 @@ import pytest
 from brax.training.distribution import NormalDistribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.fft import dct
 from scipy.stats import multivariate_normal
 
-from lrm_jax.policies.distribution import ChunkNormal
+from lrm_jax.policies.distribution import ChunkNormal, slow_cosines
 
 C, D = 5, 3
 
@@ -94,6 +95,59 @@ def test_batched_log_std_and_gradient():
     np.testing.assert_allclose(chosen.entropy(), per_row.entropy(), rtol=1e-6)
     gradient = jax.grad(lambda s: chosen.replace(log_std=s).log_prob(actions).sum())(chosen.log_std)
     assert np.isfinite(gradient).all() and (np.abs(gradient) > 0).all()
+
+
+def test_slow_cosines_are_scipys():
+    for steps in (1, 5, 8):
+        whole = dct(np.eye(steps), type=2, norm="ortho", axis=0).T
+        np.testing.assert_allclose(slow_cosines(steps, steps), whole, atol=1e-6)
+        np.testing.assert_array_equal(slow_cosines(steps, 1), slow_cosines(steps, steps)[:, :1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 0.95), st.integers(1, C))
+def test_with_few_cosines_the_density_is_that_of_their_coefficients(seed, rho, count):
+    waves = np.float64(slow_cosines(C, count))
+    (chosen, actions), (other, _) = make(seed, rho), make(seed + 1, rho / 2)
+    some, others = chosen.replace(cosines=count), other.replace(cosines=count)
+    expected, entropy, divergence = np.zeros(4), 0.0, np.zeros(4)
+    for d in range(D):
+        a = waves.T @ covariance(np.exp(float(chosen.log_std[d])), rho) @ waves
+        b = waves.T @ covariance(np.exp(float(other.log_std[d])), rho / 2) @ waves
+        means = np.float64(chosen.mean)[..., d] @ waves
+        drawn = np.float64(actions)[..., d] @ waves
+        normal = [multivariate_normal(m, a) for m in means]
+        expected += [n.logpdf(x) for n, x in zip(normal, drawn, strict=True)]
+        entropy += normal[0].entropy()
+        inverse, moved = np.linalg.inv(b), np.float64(other.mean)[..., d] @ waves - means
+        divergence += 0.5 * (
+            np.trace(inverse @ a) - count + np.linalg.slogdet(b)[1] - np.linalg.slogdet(a)[1]
+            + np.einsum("bi,ij,bj->b", moved, inverse, moved)
+        )  # fmt: skip
+    # As above: float32 squares divided by 1 - rho >= 0.05.
+    np.testing.assert_allclose(some.log_prob(actions), expected, rtol=2e-5, atol=2e-3)
+    np.testing.assert_allclose(some.entropy(), np.full(4, entropy), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(some.kl(others), divergence, rtol=1e-4, atol=2e-3)
+
+
+def test_samples_move_along_the_cosines_that_they_have():
+    std, count = np.array([0.1, 0.5, 1.0], np.float32), 40_000
+    chosen = ChunkNormal(jnp.zeros((count, C, D)), jnp.log(std), 0.3, cosines=2)
+    samples = np.asarray(chosen.sample(jax.random.PRNGKey(0)), np.float64)
+    waves = np.float64(slow_cosines(C, C))
+    found = np.einsum("ncd,cm->nmd", samples, waves)
+    assert np.abs(found[:, 2:]).max() < 1e-5  # float32 sums of a few numbers of order 1
+    for d in range(D):
+        expected = np.diag(waves[:, :2].T @ covariance(std[d], 0.3) @ waves[:, :2])
+        # As above: a standard error of 0.7 % of a variance, five of them.
+        np.testing.assert_allclose(found[:, :2, d].var(0), expected, rtol=0.036)
+
+
+def test_all_cosines_are_the_same_as_none_left_out():
+    chosen, actions = make(7, 0.4)
+    whole = chosen.replace(cosines=C)
+    np.testing.assert_allclose(whole.log_prob(actions), chosen.log_prob(actions), rtol=1e-5)
+    np.testing.assert_allclose(whole.entropy(), chosen.entropy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rho", [-0.1, 1.0])
