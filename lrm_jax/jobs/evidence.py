@@ -45,10 +45,23 @@ class ArmSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskSettings(EnvSettings):
+    """A task of the comparison: its environment, and its own demonstrations where they differ."""
+
+    demonstrations: CollectSettings | None = None
+
+    @property
+    def env(self) -> EnvSettings:
+        """The environment alone."""
+        return EnvSettings(self.name, self.settings, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvidenceJob:
     """Everything that `job="evidence"` depends on.
 
-    tasks: name -> environment. arms: name -> reward, and refinement settings in place of `refine`.
+    tasks: name -> environment, and demonstrations in place of `demonstrations`. arms: name ->
+    reward, and refinement settings in place of `refine`.
     seeds: a seed sets demonstrations, clone and refinement; episodes are the same for all.
     mesh: what a refinement is cut over, such as "data=2"; "" is one device.
     oracle: the arm whose gain the others' is a share of; "" is none.
@@ -57,7 +70,7 @@ class EvidenceJob:
     """
 
     job: str = "evidence"
-    tasks: dict[str, EnvSettings] = field(default_factory=lambda: {"PutOnPlate": EnvSettings()})
+    tasks: dict[str, TaskSettings] = field(default_factory=lambda: {"PutOnPlate": TaskSettings()})
     arms: dict[str, ArmSettings] = field(default_factory=lambda: {"vlm": ArmSettings()})
     seeds: tuple[int, ...] = field((0, 1, 2, 3, 4), ge=0)
     mesh: str = ""
@@ -90,8 +103,8 @@ class EvidenceJob:
         models = {s.reward.model for s in self.arms.values() if s.reward.arm in MODEL_ARMS}
         if len(models) > 1:
             raise UserError(f"arms name several reward models ({', '.join(sorted(models))})")
-        for task, env in self.tasks.items():
-            length = env.make().episode_length
+        for task, where in self.tasks.items():
+            length = where.make().episode_length
             for arm in self.arms:
                 self.cell(task, arm).check_sizes(length)
             if self.equal_budget:
@@ -101,11 +114,12 @@ class EvidenceJob:
 
     def cell(self, task: str, arm: str) -> RefineJob:
         """The refinement of one task and arm."""
-        own = self.arms[arm]
+        own, where = self.arms[arm], self.tasks[task]
         return RefineJob(
-            arms=(own.reward.arm,), seeds=self.seeds, env=self.tasks[task],
-            demonstrations=self.demonstrations, policy=self.policy, clone=self.clone,
-            reward=own.reward, refine=own.refine or self.refine, evaluation=self.evaluation,
+            arms=(own.reward.arm,), seeds=self.seeds, env=where.env,
+            demonstrations=where.demonstrations or self.demonstrations, policy=self.policy,
+            clone=self.clone, reward=own.reward, refine=own.refine or self.refine,
+            evaluation=self.evaluation,
         )  # fmt: skip
 
     @property
@@ -167,8 +181,8 @@ class Cells:
 def play(job: EvidenceJob, workdir: Workdir, model: RewardModel | None) -> Cells:
     """Computes what is missing, cell by cell; `cells.json` grows with each."""
     cells = Cells()
-    for task, env in job.tasks.items():
-        world, folder = World.make(env, job.policy, job.mesh), TaskFolder(workdir, task)
+    for task, where in job.tasks.items():
+        world, folder = World.make(where.env, job.policy, job.mesh), TaskFolder(workdir, task)
         for seed in job.seeds:
             shared = job.cell(task, next(iter(job.arms)))
             base, variables, _ = clone_stage(folder, shared, seed, world)
