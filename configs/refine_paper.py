@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = sibling(__file__, "quickstart").get_config("small" if small else "")
     config.job = "refine"
     config.policy.chunk = 5
+    del config.policy.cosines
     config.policy.min_std, config.policy.init_std, config.policy.max_std = 0.08, 0.12, 0.16
     config.reward = ConfigDict(
         {
