@@ -12,6 +12,7 @@ from lrm_jax import envs
 from lrm_jax.jobs.collect import collect_stage
 from lrm_jax.jobs.settings import CollectSettings, EnvSettings
 from lrm_jax.parallel.mesh import make_mesh, replicated, under
+from lrm_jax.parallel.placement import put
 from lrm_jax.policies import (
     CloneConfig,
     Policy,
@@ -24,7 +25,7 @@ from lrm_jax.policies import (
 )
 from lrm_jax.rl.evaluate import Evaluation, episode_keys, evaluate
 from lrm_jax.rl.rollout import make_render_fn
-from lrm_jax.run import atomic, config
+from lrm_jax.run import atomic, config, processes
 from lrm_jax.run.config import field
 from lrm_jax.run.progress import bar
 from lrm_jax.run.trees import load_tree, save_tree
@@ -77,8 +78,8 @@ class World:
         return cls(made, make_render_fn(made, env.size, env.size), network, vocabulary, over)
 
     def placed(self, tree: Any) -> Any:
-        """`tree` copied to every device of the mesh; itself without one."""
-        return tree if self.mesh is None else jax.device_put(tree, replicated(self.mesh))
+        """`tree` copied to every device of the mesh, of all processes; itself without one."""
+        return tree if self.mesh is None else put(tree, replicated(self.mesh))
 
     def fresh(self, seed: int) -> Any:
         """Untrained policy variables."""
@@ -132,7 +133,7 @@ def play_episodes(
     world: World, variables: Any, settings: EvaluationSettings, label: str
 ) -> Evaluation:
     """The paired episodes of a policy, under a progress bar."""
-    keys = episode_keys(settings.seed, settings.episodes)
+    keys = world.placed(episode_keys(settings.seed, settings.episodes))
     size = settings.batch
     with (
         under(world.mesh),
@@ -140,6 +141,7 @@ def play_episodes(
     ):
         return evaluate(
             world.env, world.render, world.policy, world.placed(variables), keys, batch=size,
+            rng=world.placed(jax.random.PRNGKey(0)),
             on_batch=lambda done, _: progress.update(done - (done - 1) // size * size),
         )  # fmt: skip
 
@@ -188,5 +190,6 @@ def run(raw, workdir: Workdir) -> dict:
         "bad_episodes": int(found["bad"].sum()),
         "clone": {k: report[k] for k in shown},
     }
-    atomic.write_json(workdir / "summary.json", summary)
+    if processes.is_first():
+        atomic.write_json(workdir / "summary.json", summary)
     return summary

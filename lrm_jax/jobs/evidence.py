@@ -30,7 +30,7 @@ from lrm_jax.parallel.mesh import make_mesh
 from lrm_jax.policies import CloneConfig, PolicyConfig
 from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.rl.refine import RefineConfig
-from lrm_jax.run import atomic, config, manifest
+from lrm_jax.run import atomic, config, manifest, processes
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.workdir import Stage, Workdir
@@ -208,7 +208,8 @@ def play(job: EvidenceJob, workdir: Workdir, model: RewardModel | None) -> Cells
                     | spent(cell, kind, iterations)
                     | {"seconds": stage.seconds}
                 )
-                atomic.write_json(workdir / "cells.json", {"cells": cells.rows})
+                if processes.is_first():
+                    atomic.write_json(workdir / "cells.json", {"cells": cells.rows})
     return cells
 
 
@@ -240,6 +241,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         "bars": evidence.bars(found, job.claims, job.controls),
         "cells": cells.rows,
     }  # fmt: skip
-    atomic.write_json(workdir / "summary.json", summary)
-    evidence_report.write(workdir, job, summary, cells.iterations)
+    if processes.is_first():
+        atomic.write_json(workdir / "summary.json", summary)
+        evidence_report.write(workdir, job, summary, cells.iterations)
     return summary

@@ -11,7 +11,7 @@ from lrm_jax.jobs import oracle, story
 from lrm_jax.jobs.base_policy import World, clone_stage, evaluation_stage
 from lrm_jax.jobs.refine import RefineJob, compare, refine_stage, spent
 from lrm_jax.rewards.model import load_reward_model
-from lrm_jax.run import atomic, config, manifest
+from lrm_jax.run import atomic, config, manifest, processes
 from lrm_jax.run.errors import UserError
 from lrm_jax.run.timing import Stopwatch
 from lrm_jax.run.workdir import Workdir
@@ -20,6 +20,8 @@ from lrm_jax.run.workdir import Workdir
 def run(raw, workdir: Workdir) -> dict[str, Any]:
     """Demonstrate, clone, refine, evaluate; writes summary.json and report.html."""
     job = config.build(RefineJob, raw)
+    if processes.count() > 1:
+        raise UserError("the quickstart films its episodes in one process: refine with job refine")
     if len(job.arms) != 1 or len(job.seeds) != 1:
         raise UserError("quickstart takes one arm and one seed: use job='refine' for several")
     (arm,), (seed,) = job.arms, job.seeds

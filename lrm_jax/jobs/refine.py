@@ -1,5 +1,6 @@
 """The job `refine`: PPO refinement of cloned policies, for every (reward arm, seed) asked for."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from lrm_jax.rewards.judges import load_judge
 from lrm_jax.rewards.model import RewardModel, load_reward_model
 from lrm_jax.rl import stopping
 from lrm_jax.rl.refine import RefineConfig, RefineState, init_state, refine
-from lrm_jax.run import atomic, config, manifest, metrics
+from lrm_jax.run import atomic, config, manifest, metrics, processes
 from lrm_jax.run.checkpoints import Checkpoints
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError, did_you_mean
@@ -199,14 +200,17 @@ def refine_stage(
             found = checkpoints.latest_valid(fresh)
             state: RefineState = fresh if found is None else found.state
             done = int(state.iteration)
+            history = metrics.read(workdir.path, name)[:done]
+            processes.wait_for_all(f"{name} read what is done")  # before the first writes there
             with (
-                MetricsWriter(workdir.path, name, resume_step=done if done else None) as writer,
+                _writer(workdir.path, name, done) as writer,
                 bar(total=setup.iterations, desc=f"refining ({label or arm}, seed {seed})",
                     unit="iteration", initial=done) as progress,
             ):  # fmt: skip
 
                 def on_iteration(state: RefineState, row: dict[str, float]) -> None:
-                    writer.write(int(row["iteration"]), row)
+                    if writer is not None:
+                        writer.write(int(row["iteration"]), row)
                     checkpoints.save(int(row["iteration"]), state)
                     progress.update(1)
                     progress.set_postfix(
@@ -217,7 +221,7 @@ def refine_stage(
                     world.env, world.render, world.policy, variables,
                     reward_function(job, arm, world, model), setup, rng,
                     state=state, on_iteration=on_iteration,
-                    history=metrics.read(workdir.path, name)[:done],
+                    history=history,
                 )  # fmt: skip
         save_tree(folder / "policy.safetensors", state.variables)
         atomic.write_json(folder / "iterations.json", metrics.read(workdir.path, name))
@@ -228,6 +232,14 @@ def refine_stage(
 
     refined, rows = stage.run(compute, load)
     return stage, refined, rows
+
+
+def _writer(folder: Path, series: str, done: int) -> contextlib.AbstractContextManager[Any]:
+    """The metrics of a refinement that goes on after `done` iterations; None for all processes but
+    the first."""
+    if not processes.is_first():
+        return contextlib.nullcontext()
+    return MetricsWriter(folder, series, resume_step=done if done else None)
 
 
 def compare(base: dict[str, np.ndarray], refined: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -285,9 +297,10 @@ def run(raw, workdir: Workdir) -> dict:
             rows.append(
                 {"arm": arm, "seed": seed, **compare(before, after), **spent(job, arm, iterations)}
             )
-            atomic.write_json(workdir / "summary.json", {"runs": rows})
-            atomic.write_bytes(workdir / "table.md", table(rows).encode())
-            oracle.record(workdir / "quickstart_oracle.json", job.without_reward, rows)
+            if processes.is_first():
+                atomic.write_json(workdir / "summary.json", {"runs": rows})
+                atomic.write_bytes(workdir / "table.md", table(rows).encode())
+                oracle.record(workdir / "quickstart_oracle.json", job.without_reward, rows)
     return {"runs": rows}
 
 

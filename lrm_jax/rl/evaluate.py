@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrm_jax.parallel.placement import gathered
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.rl.rollout import Environment, RenderFn, rollout_from
 from lrm_jax.run.errors import UserError
@@ -94,9 +95,9 @@ def evaluate(
         columns = (
             facts.success_any, facts.success_end, facts.progress.T, played.bad, played.task_ids,
         )  # fmt: skip
-        parts.append([np.asarray(x)[inside] for x in columns])
+        parts.append([x[inside] for x in gathered(columns)])
         for i in set(keep_frames) & set(index[inside].tolist()):
-            frames[i] = np.asarray(played.frames[:, i - b * batch])
+            frames[i] = gathered(played.frames[:, i - b * batch])
         if on_batch is not None:
             on_batch(min((b + 1) * batch, total), total)
     any_, end, progress, bad, tasks = (np.concatenate(x) for x in zip(*parts, strict=True))

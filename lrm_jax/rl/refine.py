@@ -22,9 +22,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrm_jax.parallel.mesh import ROW_AXES
+from lrm_jax.parallel.placement import gathered
 from lrm_jax.parallel.rows import shards
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.rl import ppo, stopping
@@ -265,9 +265,10 @@ def refine(
             "success_end": facts.success_end.mean(),
         }
         metrics |= {f"reward/{name}": value for name, value in diagnostics.items()}
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        earned = np.where(played.mask & valid, rewards, 0.0).sum(0)
-        gained = np.asarray(facts.progress[-1] - facts.progress[0])
+        earned = jnp.where(played.mask & valid, rewards, 0.0).sum(0)
+        gained = facts.progress[-1] - facts.progress[0]
+        metrics, earned, gained = gathered((metrics, earned, gained))
+        metrics = {name: float(value) for name, value in metrics.items()}
         metrics["proxy_oracle_rank"] = stopping.rank_correlation(earned, gained)
         learned = time.perf_counter()
         metrics |= {
