@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from lrm_jax.lora import files as lora_files
 from lrm_jax.parallel.mesh import ROW_AXES, MeshConfig, make_mesh, under
+from lrm_jax.parallel.placement import gathered
 from lrm_jax.parallel.rows import shards
 from lrm_jax.qwen3_vl import Config, Qwen3VL, read_adapter, resize, sharding, weights
 from lrm_jax.rewards import calibration, chosen_heads, generated
@@ -132,6 +133,8 @@ class RewardModel:
         Raises:
           UserError: frames of another type or shape, no frames, an empty task, an unknown head, a
             goal that is missing or that no head shows; what `generated.score` refuses.
+
+        Of several processes that share the mesh, all call this with the same arguments.
         """
         generated.check_decode(decode, max_new_tokens, scaffold)
         if decode == "generate":
@@ -147,15 +150,20 @@ class RewardModel:
             if goal is not None and videos:
                 goal = jnp.pad(goal, ((0, videos), *((0, 0),) * 3), mode="edge")
             tasks = given.tasks + given.tasks[-1:] * videos
+            shown = self._resize(frames, given.engine.image_size)
+            if jax.process_count() > 1:  # what lies on one process's device, others do not have
+                shown, goal = jax.device_get((shown, goal))
             scores = given.engine.score(
                 self.variables,
-                self._resize(frames, given.engine.image_size),
+                shown,
                 np.arange(len(tasks), dtype=np.int32),
                 heads=heads,
                 interval=interval,
                 sentences=tasks,
                 goal=goal,
             )
+            if jax.process_count() > 1:
+                scores = gathered(scores)
         return jax.tree.map(given.user_order, scores)
 
     def generate(

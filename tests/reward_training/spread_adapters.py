@@ -79,6 +79,9 @@ def train(name: str, die_at: int | None = None) -> dict:
         own = folder / name / f"saved_{jax.process_index()}" / head
         own.mkdir(parents=True, exist_ok=True)
         adapters.save_adapter(own, tree, SETTINGS, model)
+    videos = frames[: 4 * 3].reshape(4, 3, 64, 64, 3)  # the others' devices answer too
+    answers = model.score(videos, clips[0].task)
+    assert answers.valid["contrastive"].tolist() == 4 * [[False, True, True]]
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(gathered(made)):
         digest.update(np.ascontiguousarray(leaf))
@@ -90,6 +93,8 @@ def train(name: str, die_at: int | None = None) -> dict:
             if "validation/loss" in row
         ],
         "digest": digest.hexdigest(),
+        "progress": answers.progress.tolist(),
+        "contrastive": answers.contrastive[:, 1:].tolist(),
         "cut": any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(made)),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .test_spread import outcome, start
@@ -37,6 +38,10 @@ def test_two_processes_learn_what_one_device_learns(tmp_path):
         for name, value in theirs.items():
             if name.endswith("loss"):
                 assert abs(ours[name] - value) < 2e-3 * value, name
+    # Videos scored over both processes' devices; bounds as for logits in tests/parallel.
+    for name in ("progress", "contrastive"):
+        np.testing.assert_allclose(found[name], one[name], atol=2e-5)
+        assert np.ptp(one[name]) > 1e-3
     # Every process writes the same adapters (into folders of its own here, as stages have it).
     own = [saved(folder / "whole" / f"saved_{k}") for k in range(count)]
     assert own[0] and all(one == own[0] for one in own)
