@@ -169,9 +169,16 @@ def test_curves_go_on_where_runs_stopped_early():
 def test_the_recipe_is_a_valid_job(arg):
     raw = config.sibling(str(CONFIGS), "evidence").get_config(arg)
     job = config.build(evidence.EvidenceJob, raw)
-    assert set(job.controls) == {"wrong_sentence", "shuffled", "untrained", "constant", "time_ramp"}
-    assert len(job.claims) == {"": 6, "core": 2, "pilot": 6, "small": 1}[arg]
-    assert ("paper" in job.claims) == (arg != "small")
+    core = {"wrong_sentence", "constant", "time_ramp"}
+    everything = core | {"shuffled", "untrained"}
+    assert set(job.controls) == (core if arg in ("core", "pilot") else everything)
+    assert len(job.claims) == {"": 6, "core": 1, "pilot": 1, "small": 1}[arg]
+    assert ("paper" in job.claims) == (arg == "")
+    if arg != "small":
+        assert len(job.tasks) == 4  # each with demonstrations of its own
+        shown = [job.cell(task, "vlm").demonstrations for task in job.tasks]
+        assert len({d.episodes for d in shown}) > 1
+        assert all(d.episodes % d.batch == 0 for d in shown)
     if arg in ("", "core"):
         assert len(job.seeds) >= 5 and job.evaluation.episodes >= 1000
 
