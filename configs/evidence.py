@@ -8,7 +8,7 @@
 
 Four tasks on held-out colours with one reward model, which was not trained on PlaceInBowl. The last
 two are tables of job "refine", of the quickstart's task and model. "small" is a smoke test of the
-first. What one of them has computed, another that shares --workdir takes over.
+first. What the whole table, "core" or "pilot" has computed, the others of these take over.
 """
 
 from ml_collections import ConfigDict

@@ -143,6 +143,8 @@ def reward_function(job: RefineJob, arm: str, world: World, model: RewardModel |
     discount, chunk = job.refine.ppo.discount, job.policy.chunk
     sentences = world.env.instructions
     if arm in JUDGE_ARMS:
+        if processes.count() > 1:
+            raise UserError(f"reward arm {arm!r} reads frames on the host: run it in one process")
         return make_reward(
             settings, discount, None, None, chunk=chunk, judge=load_judge(arm, settings.judge),
             sentences=sentences, control_hz=world.env.control_hz,

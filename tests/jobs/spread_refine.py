@@ -2,7 +2,8 @@
 
     python tests/jobs/spread_refine.py DEVICES MESH FOLDER COORDINATOR COUNT N
 
-Prints {"row", "iterations", "digest"} of the job `refine` on the toy world, by lrm-nano's scores.
+Prints {"rows", "iterations", "digests"} of the job `refine` on the toy world: a row and the refined
+policy of each arm, the iterations of the one that learns from lrm-nano's scores.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ coordinator, count, number = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 ENV = PixelPoint(radius=0.3)
 JOB = {
     "job": "refine",
-    "arms": ("vlm",),
+    "arms": ("vlm", "shuffled", "untrained", "oracle"),
     "mesh": mesh,
     "env": {"size": 32},
     "policy": {"chunk": 4, "waypoints": 0, "image_size": 32, "channels": 8, "blocks": 1,
@@ -77,9 +78,12 @@ if __name__ == "__main__":
         Workdir(folder / "run") as workdir,
         manifest.recording(workdir.path, config=JOB, job="refine"),
     ):
-        row = refine.run(ConfigDict(JOB), workdir)["runs"][0]
-        refined = (workdir / "stages" / "refine_vlm_0" / "policy.safetensors").read_bytes()
-        rows = metrics.read(workdir.path, "refine_vlm_0")
-    print(json.dumps({
-        "row": row, "iterations": rows, "digest": hashlib.sha256(refined).hexdigest(),
-    }), flush=True)  # fmt: skip
+        rows = refine.run(ConfigDict(JOB), workdir)["runs"]
+        digests = {
+            arm: hashlib.sha256(
+                (workdir / "stages" / f"refine_{arm}_0" / "policy.safetensors").read_bytes()
+            ).hexdigest()
+            for arm in JOB["arms"]
+        }
+        iterations = metrics.read(workdir.path, "refine_vlm_0")
+    print(json.dumps({"rows": rows, "iterations": iterations, "digests": digests}), flush=True)
