@@ -41,8 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
                 "oracle", "oracle_sparse", "constant", "time_ramp", *MODEL_CONTROLS
             )  # fmt: skip
         return config
-    if not small:
-        config.clone.epochs, config.clone.lr = 45, 4e-3  # seeds fail less often
     tasks = {}
     for name, (count, batch) in TASKS.items():
         tasks[name] = {

@@ -17,8 +17,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config = sibling(__file__, "quickstart").get_config(arg)
     config.policy.head = "flow"
     config.policy.flow = {"steps": 4, "start": "noise", "logprob": "sum"}
+    if arg != "small":  # cloned longer: vector fields take more passes
+        config.demonstrations.episodes, config.clone.epochs, config.clone.lr = 128, 30, 2e-3
     config.clone.flow_times = "beta"
     config.clone.keep = "last" if arg == "small" else "best"
     # The KL divergence of a chain is the sum of its steps'.
-    config.refine.ppo.target_kl = 0.03 * config.policy.flow.steps
+    config.refine.ppo.target_kl = 0.02 * config.policy.flow.steps
     return config

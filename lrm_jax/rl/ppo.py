@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from lrm_jax.policies.networks import Policy, Variables
+from lrm_jax.rl.natural import fisher_product, natural_step
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
 
@@ -46,6 +47,10 @@ class PPOConfig:
         target_kl: by the root of the ratio (KL grows as the square of the step), at most 1.5 up
         and 5 down. `lr` is then where it starts. KL also grows as the inverse square of the
         exploration std, so no fixed lr suits a policy whose std was measured [off].
+      natural: so many steps of the policy in an iteration, each on all its decisions, along the
+        natural gradient and of a KL of target_kl / natural^2. Adam, epochs and minibatches are then
+        the critic's alone, and target_kl stops nothing [0: all by Adam]. cg_iterations, damping: of
+        the direction, see `rl.natural`.
       lr: of the policy [2.5e-6 for a 3-billion-parameter policy; a small one needs more].
       value_lr: of the critic [5e-5].
       beta1, beta2, eps: Adam [0.9, 0.95, 1e-5].
@@ -71,6 +76,9 @@ class PPOConfig:
     minibatches: int = field(8, ge=1)
     target_kl: float | None = field(None, gt=0)
     adapt_lr: bool = False
+    natural: int = field(0, ge=0)
+    cg_iterations: int = field(10, ge=1)
+    damping: float = field(0.1, ge=0)
     lr: float = field(1e-4, gt=0)
     value_lr: float = field(5e-4, gt=0)
     beta1: float = field(0.9, ge=0, lt=1)
@@ -177,6 +185,11 @@ def value_loss(
     return jnp.maximum(loss, penalty(returns - near))
 
 
+def mean_over(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean [] of x where mask, both [B]; 0 of none."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(mask.sum(), 1)
+
+
 def ppo_loss(
     policy: Policy,
     variables: Variables,
@@ -208,9 +221,7 @@ def ppo_loss(
     chosen = policy.apply(variables, features, batch.proprio, batch.chain, method="act")
     values = policy.apply(variables, features, batch.proprio, batch.elapsed, method="value")
 
-    def mean(x):
-        return jnp.sum(jnp.where(batch.mask, x, 0.0)) / jnp.maximum(batch.mask.sum(), 1)
-
+    mean = partial(mean_over, mask=batch.mask)
     drawn = batch.actions if batch.chain is None else batch.chain
     log_ratio = chosen.log_prob(drawn) - batch.log_probs
     log_ratio = jnp.where(batch.mask, log_ratio, 0.0)
@@ -254,6 +265,25 @@ def _adapted(lr: jax.Array, kl: jax.Array, target_kl: float) -> jax.Array:
     return jnp.clip(lr * jnp.clip(factor, 0.2, 1.5), 1e-7, 1e-2)
 
 
+def _naturally(learned, config, mask, loss, acting):
+    """`learned` after the natural steps of an iteration, all on the same decisions.
+
+    loss: learned -> []; zero in the critic's warm-up, where the steps are too. acting: learned ->
+    the distributions of the decisions.
+    """
+
+    def step(_, learned):
+        now = acting(learned)
+        move = natural_step(
+            jax.grad(loss)(learned),
+            fisher_product(lambda x: mean_over(now.kl(acting(x)), mask), learned),
+            config.target_kl / config.natural**2, config.cg_iterations, config.damping,
+        )  # fmt: skip
+        return optax.apply_updates(learned, move)
+
+    return jax.lax.fori_loop(0, config.natural, step, learned) if config.natural else learned
+
+
 @partial(jax.jit, static_argnames=("policy", "config"))
 def update(
     policy: Policy,
@@ -277,10 +307,13 @@ def update(
       stopped them) and "last_kl".
 
     Raises:
-      UserError: B is no multiple of the number of minibatches; adapt_lr without target_kl.
+      UserError: B is no multiple of the number of minibatches; adapt_lr or natural without
+        target_kl, or with each other.
     """
-    if config.adapt_lr and config.target_kl is None:
-        raise UserError("ppo.adapt_lr needs ppo.target_kl")
+    if (config.adapt_lr or config.natural) and config.target_kl is None:
+        raise UserError("ppo.adapt_lr and ppo.natural need ppo.target_kl")
+    if config.adapt_lr and config.natural:
+        raise UserError("ppo.adapt_lr is Adam's: natural steps are as long as target_kl says")
     total = batch.mask.shape[0]
     if total % config.minibatches:
         raise UserError(f"{total} decisions do not divide into {config.minibatches} minibatches")
@@ -292,6 +325,14 @@ def update(
         merged = {**variables, "params": {**frozen, **trained[0], **trained[1]}}
         weight = train_policy.astype(jnp.float32)
         return ppo_loss(policy, merged, samples, config, base_log_std, weight)
+
+    def acting(params):
+        merged, features = {**variables, "params": params}, batch.features
+        if config.train_encoder:
+            features = policy.apply(merged, batch.frames, batch.task_ids, method="encode")
+        return policy.apply(merged, features, batch.proprio, batch.chain, method="act")
+
+    adam = train_policy & (config.natural == 0)  # else Adam moves the critic alone
 
     def scaled(step, lr):
         return jax.tree.map(lambda x: lr * x, step)
@@ -310,7 +351,7 @@ def update(
         value_move, value_moments = transform.update(gradients[1], optimiser.value)
 
         def choose(new, old):  # warm-up leaves parameters and moments of the policy untouched
-            return jax.tree.map(lambda a, b: jnp.where(train_policy, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(adam, a, b), new, old)
 
         learned = choose(optax.apply_updates(learned, scaled(move, optimiser.lr)), learned)
         critic = optax.apply_updates(critic, scaled(value_move, config.value_lr))
@@ -329,13 +370,17 @@ def update(
             stopped, lambda o: (*o[:3], nothing), step, operand
         )
         made = ~stopped
-        if config.target_kl is not None:
+        if config.target_kl is not None and not config.natural:
             stopped = stopped | (parts["kl"] > config.target_kl)
         return (learned, critic, optimiser, stopped), (parts, made)
 
     def order(key):
         return jax.random.permutation(key, total).reshape(config.minibatches, -1)
 
+    learned = _naturally(
+        learned, config, batch.mask, lambda x: loss_of((x, critic), batch)[0],
+        lambda x: acting({**frozen, **x, **critic}),
+    )  # fmt: skip
     orders = jax.vmap(order)(jax.random.split(rng, config.epochs))
     start = (learned, critic, optimiser, jnp.zeros((), bool))
     (learned, critic, optimiser, _), (parts, made) = jax.lax.scan(
