@@ -31,6 +31,8 @@ from lrm_jax.run.progress import bar
 from lrm_jax.run.trees import load_tree, save_tree
 from lrm_jax.run.workdir import Stage, Workdir
 
+TRIALS = 700_000  # first seed of the episodes that decide when cloning stops; never evaluated on
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
@@ -110,11 +112,21 @@ def clone_stage(workdir: Workdir, job: Any, seed: int, world: World) -> tuple[St
 
             def on_epoch(_, row):
                 progress.update(1)
-                progress.set_postfix(loss=f"{row['validation_loss']:.4f}")
+                played = {"success": f"{row['trial']:.2f}"} if "trial" in row else {}
+                progress.set_postfix(loss=f"{row['validation_loss']:.4f}", **played)
+
+            def trial(variables) -> float:
+                keys = world.placed(episode_keys(TRIALS + seed, job.clone.trial_episodes))
+                batch = min(job.evaluation.batch, job.clone.trial_episodes)
+                with under(world.mesh):
+                    return evaluate(
+                        world.env, world.render, world.policy, world.placed(variables), keys,
+                        batch=batch, rng=world.placed(jax.random.PRNGKey(0)),
+                    ).rate  # fmt: skip
 
             variables, report = clone(
                 world.policy, world.fresh(seed), data, job.clone, jax.random.key(seed + 1),
-                on_epoch=on_epoch,
+                on_epoch=on_epoch, trial=trial,
             )  # fmt: skip
         save_tree(folder / "policy.safetensors", variables)
         # The same with its settings and words, for use outside of this run (load_policy).

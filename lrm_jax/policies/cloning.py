@@ -52,6 +52,11 @@ class CloneConfig:
         and proprioception is not shifted along, so more than a pixel or two teaches wrong geometry.
       waypoint_weight: of the loss on the encoder's waypoints (in standard deviations, Huber).
       ema: decay per step of the averaged parameters that are returned; None returns the last.
+      until: stop after the first epoch in which the policy, by the caller's `trial`, succeeds in so
+        large a share of episodes, at the latest after `epochs`; None runs all. The learning rate
+        then stays where it is
+        after its warm-up, since nobody knows when the end is near (average with `ema`).
+        trial_episodes, trial_every: of how many episodes, and after every how many epochs.
       keep: which epoch's parameters (or averages) are returned: the "last", or the "best" by
         validation loss, which needs validation > 0.
       flow_times: distribution of the training times of the flow head, "uniform" or "beta" (pi0's,
@@ -76,6 +81,9 @@ class CloneConfig:
     std_scale: float = field(1.0, gt=0)
     std_low: float = field(0.06, gt=0)
     std_high: float = field(0.2, gt=0)
+    until: float | None = field(None, gt=0, le=1)
+    trial_episodes: int = field(256, ge=1)
+    trial_every: int = field(1, ge=1)
     keep: str = field("last", choices=KEPT)
     flow_times: str = field("uniform", choices=flow.TIMES)
     flow_draws: int = field(4, ge=1)
@@ -86,6 +94,8 @@ class CloneConfig:
                 raise UserError(f"clone {name}: {did_you_mean(getattr(self, name), known)}")
         if self.keep == "best" and self.validation == 0:
             raise UserError('clone keep="best" needs held-out episodes: validation above 0')
+        if self.keep == "best" and self.until is not None:
+            raise UserError('clone until=... ends with the epoch that it stops in: keep="last"')
 
 
 @flax.struct.dataclass
@@ -114,9 +124,13 @@ def masked_huber(
 
 
 def optimiser(config: CloneConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay over total_steps, after clipping the gradient norm."""
+    """AdamW after clipping the gradient norm; over total_steps a warm-up and a cosine decay, or
+    with `until` a warm-up alone."""
     warmup = max(1, round(config.warmup * total_steps))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(total_steps, 2))
+    if config.until is None:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(total_steps, 2))
+    else:
+        schedule = optax.warmup_constant_schedule(0.0, config.lr, warmup)
     decayed = partial(jax.tree.map, lambda p: p.ndim >= 2)
     return optax.chain(
         optax.clip_by_global_norm(config.grad_clip),
@@ -277,6 +291,7 @@ def clone(
     *,
     state: CloneState | None = None,
     on_epoch: Callable[[CloneState, dict[str, float]], None] | None = None,
+    trial: Callable[[Variables], float] | None = None,
 ) -> tuple[Variables, dict[str, Any]]:
     """Trains encoder and actor on demonstrations and sets the exploration std.
 
@@ -287,7 +302,8 @@ def clone(
       state: go on from this state, as `on_epoch` got it, with otherwise equal arguments; the policy
         is the same bit for bit (the report's curve has the epochs of this call only).
       on_epoch: called after each epoch with the state and {"epoch", "train_loss",
-        "validation_loss"}.
+        "validation_loss"}, and "trial" where there was one.
+      trial: variables -> success of the policy in episodes of the caller's; for `until`.
 
     Returns:
       new variables, and a report {"curve": [one dict an epoch], "validation_loss" and "epoch" of
@@ -296,8 +312,10 @@ def clone(
       episodes the validation loss is that of the training samples, unaugmented.
 
     Raises:
-      UserError: too few episodes or samples, or a loss that is not finite.
+      UserError: too few episodes or samples, a loss that is not finite, `until` without a trial.
     """
+    if config.until is not None and trial is None:
+        raise UserError("clone until=... needs a trial to play episodes with")
     expected = (policy.config.chunk, policy.config.action_size)
     if data.chunks.shape[1:] != expected:
         raise UserError(
@@ -336,9 +354,13 @@ def clone(
             state = state.replace(
                 best=now, best_loss=checked["loss"], best_epoch=jnp.int32(epoch + 1)
             )
+        if config.until is not None and (epoch + 1) % config.trial_every == 0:
+            row["trial"] = trial(_merged(variables, now))
         curve.append(row)
         if on_epoch is not None:
             on_epoch(state, row)
+        if config.until is not None and row.get("trial", 0.0) >= config.until:
+            break
     best, epoch = state.average if config.ema else state.params, state.epoch
     if config.keep == "best":
         if int(state.best_epoch) == 0:

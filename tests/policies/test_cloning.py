@@ -118,6 +118,37 @@ def test_average_is_returned_if_asked_for(policy, data):
     assert not np.array_equal(kernel, states[-1].params["encoder"]["stem"]["kernel"])
 
 
+def test_it_stops_when_it_is_good_enough(policy, data):
+    config = CloneConfig(
+        epochs=7, batch=32, ema=0.9, validation=0.2, until=0.4, trial_every=2
+    )  # fmt: skip
+    played, states = [], []
+
+    def trial(variables):
+        played.append(variables)
+        return (0.1, 0.5, 0.9)[len(played) - 1]
+
+    variables, report = clone(
+        *policy, data, config, jax.random.PRNGKey(1), trial=trial,
+        on_epoch=lambda s, m: states.append(s),
+    )  # fmt: skip
+    assert report["epoch"] == 4 and len(report["curve"]) == 4
+    assert [row.get("trial") for row in report["curve"]] == [None, 0.1, None, 0.5]
+    # What was tried is the average, and what is returned: but for the std, which is set afterwards.
+    tried = {**played[-1]["params"]["actor"], "raw_std": variables["params"]["actor"]["raw_std"]}
+    jax.tree.map(np.testing.assert_array_equal, tried, variables["params"]["actor"])
+    jax.tree.map(
+        np.testing.assert_array_equal, states[-1].average["encoder"],
+        variables["params"]["encoder"],
+    )  # fmt: skip
+    never = dataclasses.replace(config, epochs=3, until=0.6)
+    assert clone(*policy, data, never, jax.random.PRNGKey(1), trial=lambda _: 0.5)[1]["epoch"] == 3
+    with pytest.raises(UserError, match="trial"):
+        clone(*policy, data, config, jax.random.PRNGKey(1))
+    with pytest.raises(UserError, match="until"):
+        CloneConfig(keep="best", until=0.5)
+
+
 def test_masked_steps_do_not_count():
     rng = np.random.default_rng(0)
     prediction, target = rng.normal(size=(2, 4, 3, 2)).astype(np.float32)
