@@ -16,10 +16,7 @@ from ml_collections import ConfigDict
 from lrm_jax.run.config import sibling
 
 OURS = {"model": "lrm-nano-suite", "signal": "progress+completion", "transform": "delta"}
-# Demonstrations of each task, with which clones succeed about half of the time; how many at once.
-TASKS = {
-    "PutOnPlate": (96, 48), "StackCubes": (96, 48), "LiftPeg": (24, 24), "PlaceInBowl": (64, 64),
-}  # fmt: skip
+TASKS = ("PutOnPlate", "StackCubes", "LiftPeg", "PlaceInBowl")
 MODEL_CONTROLS = ("wrong_sentence", "shuffled", "untrained")
 OTHERS = ("oracle", "constant", "time_ramp", "oracle_sparse")
 CORE = ("vlm", "oracle", "constant", "wrong_sentence", "time_ramp")
@@ -42,15 +39,11 @@ def get_config(arg: str = "") -> ConfigDict:
             )  # fmt: skip
         return config
     tasks = {}
-    for name, (count, batch) in TASKS.items():
+    for name in TASKS:
         tasks[name] = {
             **config.env, "name": name,
             "settings": {**config.env.settings, "episode_length": STEPS},
         }  # fmt: skip
-        if not small:
-            tasks[name]["demonstrations"] = {
-                **config.demonstrations, "episodes": count, "batch": batch,
-            }  # fmt: skip
     if small:
         tasks = {name: tasks[name] for name in ("PutOnPlate", "LiftPeg")}
     arms = {"vlm": {"reward": {"arm": "vlm", **OURS}}}

@@ -17,7 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = sibling(__file__, "quickstart").get_config(arg)
     config.policy.head = "flow"
     config.policy.flow = {"steps": 4, "start": "noise", "logprob": "sum"}
-    if arg != "small":  # cloned longer: vector fields take more passes
+    config.clone.until = config.clone.ema = None  # all epochs, and the best of them
+    if arg != "small":
         config.demonstrations.episodes, config.clone.epochs, config.clone.lr = 128, 30, 2e-3
     config.clone.flow_times = "beta"
     config.clone.keep = "last" if arg == "small" else "best"
