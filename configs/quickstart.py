@@ -26,9 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
             # A tool that never turns gets no noise: a tiny std would own the gradient. Nor does
             # trembling within a chunk: it moves the tool nowhere, and is noise to the gradient.
             "policy": {"chunk": 8, "rho": 0.0, "explored": (0, 1, 2), "cosines": 2},
-            # Stopped when it succeeds in about half of its trials: an imitator of many demonstrations
-            # sees well before it acts well, and acting is what refinement mends. Trained out on fewer
-            # it fails as often and gains half as much.
+            # Stopped when it succeeds in about half of its trials: who imitates many episodes sees
+            # well before it acts well, and acting is what refinement mends. Trained out on fewer it
+            # fails as often and gains half as much.
             "clone": {
                 "epochs": 1 if small else 40, "batch": 128, "lr": 4e-3, "ema": 0.99,
                 "until": None if small else 0.45, "trial_episodes": 128, "trial_every": 2,
