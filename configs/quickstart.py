@@ -6,6 +6,7 @@ The argument "small" runs the same stages with a few episodes and iterations (a 
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,7 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
             # fails as often and gains half as much.
             "clone": {
                 "epochs": 1 if small else 40, "batch": 128, "lr": 4e-3, "ema": 0.99,
-                "until": None if small else 0.45, "trial_episodes": 128, "trial_every": 2,
+                "until": 0.45, "trial_episodes": 8 if small else 128,
+                "trial_every": 1 if small else 2,
                 "std_low": 0.12, "std_high": 0.12,
             },
             "reward": {"model": "lrm-nano", "signal": "progress+completion", "transform": "delta"},
@@ -42,8 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "critic_warmup": 0 if small else 2,
                 "ppo": {
                     "natural": 1, "target_kl": 0.02, "clip": 0.2, "entropy": 0.0,
-                    "minibatches": 4, "epochs": 4, "value_lr": 1e-3, "value_clip": None,
-                    "decay": 0.9,
+                    "minibatches": 4, "epochs": 4, "value_lr": 1e-3, "decay": 0.9,
+                    "value_clip": placeholder(float),  # off
                 },
             },
             "evaluation": {

@@ -26,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 from lrm_jax.benchmarks import peers
 from lrm_jax.benchmarks.worlds import quickstart
 from lrm_jax.jobs.base_policy import World
+from lrm_jax.rewards import transforms
 from lrm_jax.rl.gae import gae
 from lrm_jax.rl.natural import fisher_product, natural_step
 from lrm_jax.rl.ppo import PPOConfig
@@ -71,7 +72,8 @@ class Slopes:
     def _gradients(self, played: Rollout) -> tuple[jax.Array, jax.Array]:
         """d(dense return) / d(parameters) and d(success) / d(parameters), of an episode."""
         facts = played.privileged
-        dense = self.discount * facts.progress[1:] - facts.progress[:-1]
+        known = jnp.isfinite(facts.progress)
+        dense, _ = transforms.delta(facts.progress, known, self.discount)  # as the oracle arm
         won = jnp.zeros_like(dense).at[-1].set(facts.success_end.astype(jnp.float32))
         weights = jnp.stack([advantages(dense, self.discount), advantages(won, 1.0)])
 
@@ -99,7 +101,8 @@ class Slopes:
 def worth(steps: np.ndarray, kl: np.ndarray, success: np.ndarray) -> dict[str, float]:
     """Success gained for the root of a nat: mean and standard error over R steps [R,P], which spend
     `kl` [R]; success: gradients [R,P] of the same rollouts, of which each step's own is left out
-    (with it noise would count as gain). agreement: mean cosine between two steps."""
+    (with it noise would count as gain). The standard error is over steps: two steps share most of
+    the rollouts that judge them. agreement: mean cosine between two steps."""
     count = len(steps)
     others = (success.sum(0) - success) / (count - 1)
     gains = (steps * others).sum(1) / np.sqrt(kl)
@@ -122,28 +125,28 @@ def main(argv: list[str]) -> None:
     play = partial(
         rollout, world.env, world.render, world.policy, variables,
         num_envs=_ENVS.value, num_chunks=job.refine.num_chunks, chunk=job.policy.chunk,
+        store_frames=False,
     )  # fmt: skip
     played, rates = [], []
     with bar(total=_ROLLOUTS.value, desc="playing", unit="rollout") as progress:
         for number in range(_ROLLOUTS.value):
-            found = play(rng=jax.random.fold_in(jax.random.PRNGKey(1), number))
-            played.append(found.replace(frames=None))
-            rates.append(float(found.privileged.success_end.mean()))
+            played.append(play(rng=jax.random.fold_in(jax.random.PRNGKey(1), number)))
+            rates.append(float(played[-1].privileged.success_end.mean()))
             progress.update(1)
     dense, success = (np.stack(x) for x in zip(*map(slopes.gradients, played), strict=True))
     scale = np.sqrt(np.square(dense).mean(0)) + 1e-12
-    names, _ = ravel_pytree(
+    layers, _ = ravel_pytree(
         jax.tree_util.tree_map_with_path(
             lambda path, x: jnp.full(x.shape, _layer(path)), variables["params"]["actor"]
         )
     )
-    last = int(names.max())
+    last = int(layers.max())
     settings = PPOConfig()
     directions = {
         "gradient": dense,
         "adam": dense / scale,
-        "adam, first layer": dense / scale * (names == 0),
-        "adam, last layer": dense / scale * (names == last),
+        "adam, first layer": dense / scale * (layers == 0),
+        "adam, last layer": dense / scale * (layers == last),
         "natural": np.stack([
             slopes.natural(g, p, settings.cg_iterations, settings.damping)
             for g, p in zip(dense, played, strict=True)

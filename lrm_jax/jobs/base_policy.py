@@ -116,13 +116,10 @@ def clone_stage(workdir: Workdir, job: Any, seed: int, world: World) -> tuple[St
                 progress.set_postfix(loss=f"{row['validation_loss']:.4f}", **played)
 
             def trial(variables) -> float:
-                keys = world.placed(episode_keys(TRIALS + seed, job.clone.trial_episodes))
-                batch = min(job.evaluation.batch, job.clone.trial_episodes)
-                with under(world.mesh):
-                    return evaluate(
-                        world.env, world.render, world.policy, world.placed(variables), keys,
-                        batch=batch, rng=world.placed(jax.random.PRNGKey(0)),
-                    ).rate  # fmt: skip
+                episodes = job.clone.trial_episodes
+                batch = min(job.evaluation.batch, episodes)
+                chosen = EvaluationSettings(episodes, TRIALS + seed, batch)
+                return _played(world, variables, chosen).rate
 
             variables, report = clone(
                 world.policy, world.fresh(seed), data, job.clone, jax.random.key(seed + 1),
@@ -145,16 +142,23 @@ def play_episodes(
     world: World, variables: Any, settings: EvaluationSettings, label: str
 ) -> Evaluation:
     """The paired episodes of a policy, under a progress bar."""
-    keys = world.placed(episode_keys(settings.seed, settings.episodes))
     size = settings.batch
-    with (
-        under(world.mesh),
-        bar(total=settings.episodes, desc=label, unit="episode") as progress,
-    ):
-        return evaluate(
-            world.env, world.render, world.policy, world.placed(variables), keys, batch=size,
-            rng=world.placed(jax.random.PRNGKey(0)),
+    with bar(total=settings.episodes, desc=label, unit="episode") as progress:
+        return _played(
+            world, variables, settings,
             on_batch=lambda done, _: progress.update(done - (done - 1) // size * size),
+        )  # fmt: skip
+
+
+def _played(
+    world: World, variables: Any, settings: EvaluationSettings, **options: Any
+) -> Evaluation:
+    """`evaluate` on the devices of the world's mesh."""
+    keys = world.placed(episode_keys(settings.seed, settings.episodes))
+    with under(world.mesh):
+        return evaluate(
+            world.env, world.render, world.policy, world.placed(variables), keys,
+            batch=settings.batch, rng=world.placed(jax.random.PRNGKey(0)), **options,
         )  # fmt: skip
 
 

@@ -54,8 +54,8 @@ class CloneConfig:
       ema: decay per step of the averaged parameters that are returned; None returns the last.
       until: stop after the first epoch in which the policy, by the caller's `trial`, succeeds in so
         large a share of episodes, at the latest after `epochs`; None runs all. The learning rate
-        then stays where it is
-        after its warm-up, since nobody knows when the end is near (average with `ema`).
+        then stays where it is after its warm-up, for nobody knows when the end is near (average
+        with `ema`).
         trial_episodes, trial_every: of how many episodes, and after every how many epochs.
       keep: which epoch's parameters (or averages) are returned: the "last", or the "best" by
         validation loss, which needs validation > 0.

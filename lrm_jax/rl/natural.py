@@ -9,7 +9,7 @@ lambda = g^T F g / g^T g, the curvature along the gradient, makes `damping` a pu
 With rewards that a thousand decisions carry to few of them, a batch's gradient is nearly all
 noise; what a step then gains for the KL that it spends depends on the metric. Adam gives each
 weight of the last layer the same stride, though these move every action the most and the reward the
-least; the Fisher metric does not. README.md has what was measured.
+least; the Fisher metric does not. `benchmarks.directions` measures it.
 """
 
 from __future__ import annotations

@@ -308,12 +308,14 @@ def update(
 
     Raises:
       UserError: B is no multiple of the number of minibatches; adapt_lr or natural without
-        target_kl, or with each other.
+        target_kl; natural with adapt_lr or joint_grad_clip.
     """
     if (config.adapt_lr or config.natural) and config.target_kl is None:
         raise UserError("ppo.adapt_lr and ppo.natural need ppo.target_kl")
     if config.adapt_lr and config.natural:
         raise UserError("ppo.adapt_lr is Adam's: natural steps are as long as target_kl says")
+    if config.joint_grad_clip and config.natural:
+        raise UserError("ppo.joint_grad_clip is Adam's: a natural step is no part of that norm")
     total = batch.mask.shape[0]
     if total % config.minibatches:
         raise UserError(f"{total} decisions do not divide into {config.minibatches} minibatches")

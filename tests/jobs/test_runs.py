@@ -48,6 +48,8 @@ def test_quickstart_survives_a_kill_and_writes_what_the_contract_names(tmp_path)
     first.communicate()
     assert not (tmp_path / "summary.json").exists()
     kept = (tmp_path / "stages" / "base_policy_0" / "stage.json").stat().st_mtime_ns
+    report = json.loads((tmp_path / "stages" / "base_policy_0" / "report.json").read_text())
+    assert [0 <= row["trial"] <= 1 for row in report["curve"]] == [True]
     # It goes on, and may do so over another number of devices.
     code, _, err = finish(start(*arguments, "--config.mesh=data=2"))
     assert code == 0, err[-2000:]

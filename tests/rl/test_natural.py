@@ -198,3 +198,5 @@ def test_settings_that_do_not_fit(problem):
         updated(problem, natural=1)
     with pytest.raises(UserError, match="Adam"):
         updated(problem, natural=1, target_kl=0.01, adapt_lr=True)
+    with pytest.raises(UserError, match="joint_grad_clip"):
+        updated(problem, natural=1, target_kl=0.01, joint_grad_clip=True)
