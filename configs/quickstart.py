@@ -43,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "num_chunks": 10,
                 "critic_warmup": 0 if small else 2,
                 "ppo": {
-                    "natural": 1, "target_kl": 0.02, "clip": 0.2, "entropy": 0.0,
-                    "minibatches": 4, "epochs": 4, "value_lr": 1e-3, "decay": 0.9,
+                    "natural": 1, "target_kl": 0.03, "unexplained": True, "clip": 0.2,
+                    "entropy": 0.0, "minibatches": 4, "epochs": 6, "value_lr": 1e-3, "decay": 0.9,
                     "value_clip": placeholder(float),  # off
                 },
             },

@@ -49,3 +49,16 @@ def gae(
     start = jnp.zeros_like(values[0])
     _, advantages = jax.lax.scan(backward, start, (delta, carries, mask), reverse=True)
     return jax.lax.stop_gradient((advantages, advantages + values[:-1]))
+
+
+def unexplained(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """Var(R - V) / Var(R) over the valid ones, at most 1, float32 []: the share of the returns'
+    variance that the critic missed. 1 if R does not vary. Any one shape for all three."""
+    count = jnp.maximum(mask.sum(), 1)
+
+    def variance(x):
+        mean = jnp.sum(jnp.where(mask, x, 0.0)) / count
+        return jnp.sum(jnp.where(mask, jnp.square(x - mean), 0.0)) / count
+
+    missed, total = variance(returns - values), variance(returns)
+    return jnp.where(total > missed, missed / jnp.maximum(total, 1e-30), 1.0)

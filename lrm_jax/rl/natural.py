@@ -61,3 +61,31 @@ def natural_step(
     spent = inner(direction, product(direction)) / 2.0
     length = jnp.where(spent > 0, jnp.sqrt(kl / jnp.maximum(spent, 1e-30)), 0.0)
     return jax.tree.map(lambda d: -length * d, direction)
+
+
+def natural_steps(
+    params: Tree,
+    loss: Callable[[Tree], jax.Array],
+    divergence: Callable[[Tree], Callable[[Tree], jax.Array]],
+    kl: float | jax.Array,
+    steps: int = 1,
+    iterations: int = 10,
+    damping: float = 0.1,
+) -> tuple[Tree, jax.Array]:
+    """Steps that together move `params` by about `kl` -> params, norm of the first gradient [].
+
+    Args:
+      loss: params -> []. divergence: params -> (params' -> mean KL(params || params') []).
+      kl: each step has kl / steps^2: steps of one loss are nearly parallel, and KL is quadratic.
+      iterations, damping: see `natural_step`.
+    """
+
+    def step(i, carry):
+        params, norm = carry
+        gradient = jax.grad(loss)(params)
+        product = fisher_product(divergence(params), params)
+        move = natural_step(gradient, product, kl / steps**2, iterations, damping)
+        norm = jnp.where(i == 0, jnp.sqrt(inner(gradient, gradient)), norm)
+        return jax.tree.map(jnp.add, params, move), norm
+
+    return jax.lax.fori_loop(0, steps, step, (params, jnp.float32(0.0)))

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from lrm_jax.policies.networks import Policy, Variables
-from lrm_jax.rl.natural import fisher_product, natural_step
+from lrm_jax.rl.gae import unexplained
+from lrm_jax.rl.natural import natural_steps
 from lrm_jax.run.config import field
 from lrm_jax.run.errors import UserError
 
@@ -51,6 +52,10 @@ class PPOConfig:
         natural gradient and of a KL of target_kl / natural^2. Adam, epochs and minibatches are then
         the critic's alone, and target_kl stops nothing [0: all by Adam]. cg_iterations, damping: of
         the direction, see `rl.natural`.
+      unexplained: of that KL spend the share of the returns' variance that the critic missed,
+        Var(R - V) / Var(R), at most 1. Where it missed little, as with a reward that says nothing
+        about what was done, advantages are mostly its own errors, which normalising them blows
+        up to full size [off].
       lr: of the policy [2.5e-6 for a 3-billion-parameter policy; a small one needs more].
       value_lr: of the critic [5e-5].
       beta1, beta2, eps: Adam [0.9, 0.95, 1e-5].
@@ -77,6 +82,7 @@ class PPOConfig:
     target_kl: float | None = field(None, gt=0)
     adapt_lr: bool = False
     natural: int = field(0, ge=0)
+    unexplained: bool = False
     cg_iterations: int = field(10, ge=1)
     damping: float = field(0.1, ge=0)
     lr: float = field(1e-4, gt=0)
@@ -265,25 +271,6 @@ def _adapted(lr: jax.Array, kl: jax.Array, target_kl: float) -> jax.Array:
     return jnp.clip(lr * jnp.clip(factor, 0.2, 1.5), 1e-7, 1e-2)
 
 
-def _naturally(learned, config, mask, loss, acting):
-    """`learned` after the natural steps of an iteration, all on the same decisions.
-
-    loss: learned -> []; zero in the critic's warm-up, where the steps are too. acting: learned ->
-    the distributions of the decisions.
-    """
-
-    def step(_, learned):
-        now = acting(learned)
-        move = natural_step(
-            jax.grad(loss)(learned),
-            fisher_product(lambda x: mean_over(now.kl(acting(x)), mask), learned),
-            config.target_kl / config.natural**2, config.cg_iterations, config.damping,
-        )  # fmt: skip
-        return optax.apply_updates(learned, move)
-
-    return jax.lax.fori_loop(0, config.natural, step, learned) if config.natural else learned
-
-
 @partial(jax.jit, static_argnames=("policy", "config"))
 def update(
     policy: Policy,
@@ -308,12 +295,14 @@ def update(
 
     Raises:
       UserError: B is no multiple of the number of minibatches; adapt_lr or natural without
-        target_kl; natural with adapt_lr or joint_grad_clip.
+        target_kl; natural with adapt_lr or joint_grad_clip; unexplained without natural.
     """
     if (config.adapt_lr or config.natural) and config.target_kl is None:
         raise UserError("ppo.adapt_lr and ppo.natural need ppo.target_kl")
     if config.adapt_lr and config.natural:
         raise UserError("ppo.adapt_lr is Adam's: natural steps are as long as target_kl says")
+    if config.unexplained and not config.natural:
+        raise UserError("ppo.unexplained shortens natural steps: it needs ppo.natural")
     if config.joint_grad_clip and config.natural:
         raise UserError("ppo.joint_grad_clip is Adam's: a natural step is no part of that norm")
     total = batch.mask.shape[0]
@@ -328,39 +317,45 @@ def update(
         weight = train_policy.astype(jnp.float32)
         return ppo_loss(policy, merged, samples, config, base_log_std, weight)
 
-    def acting(params):
+    def acting(learned):
+        params = {**frozen, **learned, **critic}
         merged, features = {**variables, "params": params}, batch.features
         if config.train_encoder:
             features = policy.apply(merged, batch.frames, batch.task_ids, method="encode")
         return policy.apply(merged, features, batch.proprio, batch.chain, method="act")
 
-    adam = train_policy & (config.natural == 0)  # else Adam moves the critic alone
+    def divergence_from(learned):
+        now = acting(learned)
+        return lambda other: mean_over(now.kl(acting(other)), batch.mask)
 
     def scaled(step, lr):
         return jax.tree.map(lambda x: lr * x, step)
 
     def step(carry):
         learned, critic, optimiser, samples = carry
-        gradients, parts = jax.grad(loss_of, has_aux=True)((learned, critic), samples)
-        norms = {
-            "policy_grad_norm": optax.global_norm(gradients[0]),
-            "value_grad_norm": optax.global_norm(gradients[1]),
-        }
+        if config.natural:  # the critic alone is left to Adam
+            gradient, parts = jax.grad(lambda x: loss_of((learned, x), samples), has_aux=True)(
+                critic
+            )
+            moments = optimiser.policy
+        else:
+            (own, gradient), parts = jax.grad(loss_of, has_aux=True)((learned, critic), samples)
+            parts["policy_grad_norm"] = optax.global_norm(own)
+        parts["value_grad_norm"] = optax.global_norm(gradient)
         if config.joint_grad_clip and config.grad_clip is not None:
             both = optax.clip_by_global_norm(config.grad_clip)
-            gradients, _ = both.update(gradients, both.init(gradients))
-        move, policy_moments = transform.update(gradients[0], optimiser.policy)
-        value_move, value_moments = transform.update(gradients[1], optimiser.value)
+            (own, gradient), _ = both.update((own, gradient), both.init((own, gradient)))
+        if not config.natural:
+            move, moments = transform.update(own, optimiser.policy)
 
-        def choose(new, old):  # warm-up leaves parameters and moments of the policy untouched
-            return jax.tree.map(lambda a, b: jnp.where(adam, a, b), new, old)
+            def choose(new, old):  # warm-up leaves parameters and moments of the policy untouched
+                return jax.tree.map(lambda a, b: jnp.where(train_policy, a, b), new, old)
 
-        learned = choose(optax.apply_updates(learned, scaled(move, optimiser.lr)), learned)
+            learned = choose(optax.apply_updates(learned, scaled(move, optimiser.lr)), learned)
+            moments = choose(moments, optimiser.policy)
+        value_move, value_moments = transform.update(gradient, optimiser.value)
         critic = optax.apply_updates(critic, scaled(value_move, config.value_lr))
-        moments = OptimiserState(
-            choose(policy_moments, optimiser.policy), value_moments, optimiser.lr
-        )
-        return learned, critic, moments, {**parts, **norms}
+        return learned, critic, OptimiserState(moments, value_moments, optimiser.lr), parts
 
     def minibatch(carry, index):
         learned, critic, optimiser, stopped = carry
@@ -379,10 +374,14 @@ def update(
     def order(key):
         return jax.random.permutation(key, total).reshape(config.minibatches, -1)
 
-    learned = _naturally(
-        learned, config, batch.mask, lambda x: loss_of((x, critic), batch)[0],
-        lambda x: acting({**frozen, **x, **critic}),
-    )  # fmt: skip
+    if config.natural:
+        kl = jnp.float32(config.target_kl)
+        if config.unexplained:
+            kl = kl * unexplained(batch.values, batch.returns, batch.mask)
+        learned, norm = natural_steps(
+            learned, lambda x: loss_of((x, critic), batch)[0], divergence_from, kl,
+            config.natural, config.cg_iterations, config.damping,
+        )  # fmt: skip
     orders = jax.vmap(order)(jax.random.split(rng, config.epochs))
     start = (learned, critic, optimiser, jnp.zeros((), bool))
     (learned, critic, optimiser, _), (parts, made) = jax.lax.scan(
@@ -393,6 +392,8 @@ def update(
     metrics["updates"] = count
     metrics["last_kl"] = parts["kl"][count - 1]
     metrics["lr"] = optimiser.lr
+    if config.natural:
+        metrics["policy_grad_norm"] = norm
     if config.adapt_lr:
         lr = _adapted(optimiser.lr, metrics["last_kl"], config.target_kl)
         optimiser = optimiser.replace(lr=jnp.where(train_policy, lr, optimiser.lr))

@@ -4,8 +4,9 @@ import numpy as np
 from brax.training.agents.ppo.losses import compute_gae
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import explained_variance_score
 
-from lrm_jax.rl.gae import gae
+from lrm_jax.rl.gae import gae, unexplained
 
 T, N = 7, 3
 gae = jax.jit(gae, static_argnames="bootstrap_truncated")
@@ -93,3 +94,19 @@ def test_perfect_values_have_no_advantage_and_no_gradient():
     np.testing.assert_allclose(advantages, 0, atol=1e-6)
     slope = jax.grad(lambda v: gae(rewards, v, **options)[0].sum())(jnp.asarray(values))
     assert not np.asarray(slope).any()
+
+
+def test_unexplained_share_against_scikit_learn():
+    rng = np.random.default_rng(3)
+    returns = rng.normal(2.0, 1.0, (6, 5))
+    mask = rng.random((6, 5)) < 0.7
+    for noise in (0.1, 0.8):
+        values = returns + rng.normal(0.5, noise, returns.shape)
+        share = unexplained(*(jnp.asarray(x) for x in (values, returns, mask)))
+        # the mean error is no part of it, nor are the masked ones
+        expected = 1 - explained_variance_score(returns[mask], values[mask])
+        np.testing.assert_allclose(share, expected, rtol=1e-4)
+    nothing = jnp.ones((6, 5))
+    assert unexplained(jnp.asarray(values), nothing, mask) == 1.0  # returns that do not vary
+    assert unexplained(-jnp.asarray(returns), jnp.asarray(returns), mask) == 1.0  # at most
+    assert unexplained(jnp.asarray(returns), jnp.asarray(returns), mask) == 0.0

@@ -198,5 +198,22 @@ def test_settings_that_do_not_fit(problem):
         updated(problem, natural=1)
     with pytest.raises(UserError, match="Adam"):
         updated(problem, natural=1, target_kl=0.01, adapt_lr=True)
+    with pytest.raises(UserError, match="unexplained"):
+        updated(problem, target_kl=0.01, unexplained=True)
     with pytest.raises(UserError, match="joint_grad_clip"):
         updated(problem, natural=1, target_kl=0.01, joint_grad_clip=True)
+
+
+@pytest.mark.parametrize("missed", [0.0, 0.01, 0.4, 3.0])
+def test_a_critic_that_misses_little_shortens_the_step(problem, missed):
+    policy, variables, batch = problem
+    rng = np.random.default_rng(4)
+    returns, error = rng.normal(size=(2, len(batch.mask)))
+    valid = np.asarray(batch.mask)
+    error *= np.sqrt(missed) * returns[valid].std() / error[valid].std()
+    batch = batch.replace(
+        returns=jnp.asarray(returns, jnp.float32), values=jnp.asarray(returns - error, jnp.float32)
+    )
+    params, _ = updated((policy, variables, batch), natural=1, target_kl=1e-3, unexplained=True)
+    kl, _ = moved_by(problem, params)
+    np.testing.assert_allclose(kl, min(missed, 1.0) * 1e-3, rtol=0.15, atol=1e-7)

@@ -90,7 +90,7 @@ class Loop:
             model, default_heads(), tokenizer, (side, side), world.env.instructions,
             memory_bytes=memory_bytes, adapters=adapters,
         )  # fmt: skip
-        ppo = PPOConfig(minibatches=4, epochs=4, natural=1, target_kl=0.02)
+        ppo = PPOConfig(minibatches=4, epochs=6, natural=1, target_kl=0.03, unexplained=True)
         refine = RefineConfig(num_envs=environments, num_chunks=CHUNKS, ppo=ppo)
         return cls(world, engine, settings, refine, mesh, rank)
 
