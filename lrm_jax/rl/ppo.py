@@ -291,7 +291,7 @@ def update(
     Returns:
       variables, optimiser, and metrics: the parts of `ppo_loss` and gradient norms (before
       clipping) averaged over the updates made, "updates" (how many were made before target_kl
-      stopped them) and "last_kl".
+      stopped them), "last_kl", and "lr", of natural steps "step_kl": what they were to spend.
 
     Raises:
       UserError: B is no multiple of the number of minibatches; adapt_lr or natural without
@@ -375,7 +375,7 @@ def update(
         return jax.random.permutation(key, total).reshape(config.minibatches, -1)
 
     if config.natural:
-        kl = jnp.float32(config.target_kl)
+        kl = jnp.where(train_policy, config.target_kl, 0.0)
         if config.unexplained:
             kl = kl * unexplained(batch.values, batch.returns, batch.mask)
         learned, norm = natural_steps(
@@ -391,9 +391,7 @@ def update(
     metrics = {name: x.sum() / count for name, x in parts.items()}
     metrics["updates"] = count
     metrics["last_kl"] = parts["kl"][count - 1]
-    metrics["lr"] = optimiser.lr
-    if config.natural:
-        metrics["policy_grad_norm"] = norm
+    metrics |= {"step_kl": kl, "policy_grad_norm": norm} if config.natural else {"lr": optimiser.lr}
     if config.adapt_lr:
         lr = _adapted(optimiser.lr, metrics["last_kl"], config.target_kl)
         optimiser = optimiser.replace(lr=jnp.where(train_policy, lr, optimiser.lr))

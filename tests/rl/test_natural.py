@@ -214,6 +214,9 @@ def test_a_critic_that_misses_little_shortens_the_step(problem, missed):
     batch = batch.replace(
         returns=jnp.asarray(returns, jnp.float32), values=jnp.asarray(returns - error, jnp.float32)
     )
-    params, _ = updated((policy, variables, batch), natural=1, target_kl=1e-3, unexplained=True)
+    params, metrics = updated(
+        (policy, variables, batch), natural=1, target_kl=1e-3, unexplained=True
+    )
+    np.testing.assert_allclose(metrics["step_kl"], min(missed, 1.0) * 1e-3, rtol=1e-3, atol=1e-9)
     kl, _ = moved_by(problem, params)
     np.testing.assert_allclose(kl, min(missed, 1.0) * 1e-3, rtol=0.15, atol=1e-7)
