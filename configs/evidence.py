@@ -72,6 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "tasks": tasks,
             "arms": arms,
             "seeds": (0, 1) if arg in ("pilot", "small") else (0, 1, 2, 3, 4),
+            "keep": config.keep,
             "oracle": "oracle",
             "mesh": "",
             # All arms judge the same frames. Signals of several heads ask more about each: the

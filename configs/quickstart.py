@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "job": "quickstart",
             "arms": ("vlm",),
             "seeds": (0,),
+            "keep": 0.001,  # else the clone is handed over
             "mesh": "",  # "data=2": two devices, also of a CPU
             # Every (cube, plate) colour pair of these scenes is held out of lrm-nano's training.
             "env": {"name": "PutOnPlate", "settings": {"combos": "held_out"}, "size": 64},

@@ -17,7 +17,7 @@ import numpy as np
 from lrm_jax.evaluation import evidence
 from lrm_jax.jobs import evidence_report
 from lrm_jax.jobs.base_policy import EvaluationSettings, World, clone_stage, evaluation_stage
-from lrm_jax.jobs.refine import RefineJob, check_equal_budget, compare, refine_stage, spent
+from lrm_jax.jobs.refine import RefineJob, check_equal_budget, handed_over, refine_stage, spent
 from lrm_jax.jobs.reward_settings import (
     CONTROLS,
     JUDGE_ARMS,
@@ -63,6 +63,7 @@ class EvidenceJob:
     tasks: name -> environment, and demonstrations in place of `demonstrations`. arms: name ->
     reward, and refinement settings in place of `refine`.
     seeds: a seed sets demonstrations, clone and refinement; episodes are the same for all.
+    keep: which refined policies are handed over, see `RefineJob`; the others count as their clones.
     mesh: what a refinement is cut over, such as "data=2"; "" is one device.
     oracle: the arm whose gain the others' is a share of; "" is none.
     equal_budget: refuse arms whose budgets differ, see `RefineJob`.
@@ -73,6 +74,7 @@ class EvidenceJob:
     tasks: dict[str, TaskSettings] = field(default_factory=lambda: {"PutOnPlate": TaskSettings()})
     arms: dict[str, ArmSettings] = field(default_factory=lambda: {"vlm": ArmSettings()})
     seeds: tuple[int, ...] = field((0, 1, 2, 3, 4), ge=0)
+    keep: float | None = field(None, gt=0, le=1)
     mesh: str = ""
     oracle: str = "oracle"
     equal_budget: Literal["", "frames", "judgements"] = "frames"
@@ -200,11 +202,12 @@ def play(job: EvidenceJob, workdir: Workdir, model: RewardModel | None) -> Cells
                 after = evaluation_stage(
                     folder, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
                 )
-                cells.outcomes[task, arm, seed] = after["success_end"]
+                chosen, row = handed_over(job.keep, iterations, before, after)
+                cells.outcomes[task, arm, seed] = chosen["success_end"]
                 cells.iterations[task, arm, seed] = iterations
                 cells.rows.append(
                     {"task": task, "arm": arm, "seed": seed, "reward": kind}
-                    | compare(before, after)
+                    | row
                     | spent(cell, kind, iterations)
                     | {"seconds": stage.seconds}
                 )

@@ -103,14 +103,19 @@ def seeds(summary: Mapping[str, Any]) -> blocks.Table:
         [
             c["task"], spoken(c["arm"]), str(c["seed"]), blocks.percent(c["base_success"]),
             blocks.percent(c["refined_success"]), interval(c["gain"], c["gain_interval"]),
-            blocks.p_value(c["mcnemar_p"]), c["bad_episodes"],
+            blocks.p_value(c["mcnemar_p"]), "yes" if c["kept"] else "no",
+            interval(c["trained"]["gain"], c["trained"]["gain_interval"]), c["bad_episodes"],
         ]
         for c in summary["cells"]
     ]  # fmt: skip
     columns = [
-        "task", "reward", "seed", "base", "refined", "gain, points", "McNemar", "bad episodes",
+        "task", "reward", "seed", "base", "refined", "gain, points", "McNemar", "kept",
+        "gain as trained", "bad episodes",
     ]  # fmt: skip
-    note = "Intervals and tests of one trained policy on its episodes."
+    note = (
+        "Intervals and tests of one trained policy on its episodes. A policy whose reward did not "
+        "rise during refinement is not kept: its clone is handed over."
+    )
     return {"columns": columns, "rows": rows, "note": note}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lrm_jax.jobs import oracle, story
 from lrm_jax.jobs.base_policy import World, clone_stage, evaluation_stage
-from lrm_jax.jobs.refine import RefineJob, compare, refine_stage, spent
+from lrm_jax.jobs.refine import RefineJob, handed_over, refine_stage, spent
 from lrm_jax.rewards.model import load_reward_model
 from lrm_jax.run import atomic, config, manifest, processes
 from lrm_jax.run.errors import UserError
@@ -56,7 +56,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
             workdir, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
         )
     checkpoint()
-    verdict = compare(before, after)
+    _, verdict = handed_over(job.keep, rows, before, after)
     used = spent(job, arm, rows)
     summary = {
         **verdict,

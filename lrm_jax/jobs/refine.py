@@ -44,6 +44,9 @@ class RefineJob:
     equal_budget: refuse arms that would take a different number of control steps or whose models
     would be shown a different number of frames ("frames", the paper's notion: every arm judges the
     same ones) or asked a different number of questions ("judgements": heads count); "" allows all.
+    keep: hand the refined policy over only if the mean reward of its iterations rose, with a
+    Mann-Kendall p below this, and else the clone: who is paid by chance walks away from what the
+    clone can do. None hands it over whatever happened.
     mesh: devices that physics, pixels, the reward model and the learner share, such as "data=-1";
     "" for one. "data=2" makes two devices of a CPU. Results differ by rounding.
     """
@@ -51,6 +54,7 @@ class RefineJob:
     job: str = "refine"
     arms: tuple[str, ...] = ("vlm",)
     seeds: tuple[int, ...] = (0,)
+    keep: float | None = field(None, gt=0, le=1)
     mesh: str = ""
     equal_budget: Literal["", "frames", "judgements"] = ""
     env: EnvSettings = field(default_factory=EnvSettings)
@@ -261,6 +265,24 @@ def compare(base: dict[str, np.ndarray], refined: dict[str, np.ndarray]) -> dict
     }
 
 
+def handed_over(
+    keep: float | None,
+    iterations: list[dict],
+    base: dict[str, np.ndarray],
+    refined: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The episodes of the policy that a refinement hands over, see `RefineJob.keep`, and a row:
+    `compare` with those of the clone, whether the refined policy was kept, the p of the reward's
+    rise, and "trained": success and gain of the refined policy, kept or not."""
+    p = stopping.rise_p(iterations)
+    kept = keep is None or p < keep
+    chosen = refined if kept else base
+    trained = compare(base, refined)
+    trained = {k: trained[k] for k in ("refined_success", "gain", "gain_interval", "mcnemar_p")}
+    row = {**compare(base, chosen), "kept": kept, "reward_rise_p": p, "trained": trained}
+    return chosen, {**row, "bad_episodes": int(refined["bad"].sum())}
+
+
 def spent(job: RefineJob, arm: str, iterations: list[dict]) -> dict[str, Any]:
     """What a refinement used: iterations, control steps, questions to the model, scores that could
     not be read; why it stopped, and whether anything in it read the simulator's facts."""
@@ -296,9 +318,8 @@ def run(raw, workdir: Workdir) -> dict:
             after = evaluation_stage(
                 workdir, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
             )
-            rows.append(
-                {"arm": arm, "seed": seed, **compare(before, after), **spent(job, arm, iterations)}
-            )
+            _, row = handed_over(job.keep, iterations, before, after)
+            rows.append({"arm": arm, "seed": seed, **row, **spent(job, arm, iterations)})
             if processes.is_first():
                 atomic.write_json(workdir / "summary.json", {"runs": rows})
                 atomic.write_bytes(workdir / "table.md", table(rows).encode())
@@ -322,6 +343,14 @@ def table(rows: list[dict]) -> str:
     if len({r["judgements"] for r in rows if r["judgements"]}) > 1:
         lines += ["", "The arms asked their models a different number of questions."]
     for r in rows:
+        if not r["kept"]:
+            low, high = (100 * v for v in r["trained"]["gain_interval"])
+            lines += [
+                "",
+                f"{r['arm'].replace('_', ' ')}, seed {r['seed']}: the reward did not rise "
+                f"(p = {r['reward_rise_p']:.2g}), the clone is kept; refined it gains "
+                f"{100 * r['trained']['gain']:+.1f} ({low:+.1f} to {high:+.1f}).",
+            ]
         if r["stopped"]:
             who = f"{r['arm'].replace('_', ' ')}, seed {r['seed']}"
             lines += ["", f"{who}: stopped after iteration {r['iterations']} ({r['stopped']})."]

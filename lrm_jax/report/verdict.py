@@ -42,6 +42,13 @@ def verdict(summary: Mapping[str, Any]) -> dict | None:
     if episodes is not None:
         detail += f" ({number(episodes)} paired episodes from the same reset states)"
     detail += f". McNemar's exact test: {p_value(p)}."
+    if not summary.get("kept", True):
+        trained = summary["trained"]
+        detail += (
+            f" The reward did not rise during refinement (p = {summary['reward_rise_p']:.2g}), so "
+            "the cloned policy is kept; the refined one succeeds in "
+            f"{percent(trained['refined_success'])} ({points(trained['gain'])})."
+        )
     tiles = [
         _tile("base policy", base, summary.get("wilson_base")),
         _tile("refined policy", refined, summary.get("wilson_refined")),

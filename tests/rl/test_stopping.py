@@ -1,10 +1,19 @@
 """Rules that end a refinement early, on hand-made iterations."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from lrm_jax.rl.stopping import PRIVILEGED, StopConfig, divergence, rank_correlation, reason
+from lrm_jax.rl.stopping import (
+    PRIVILEGED,
+    StopConfig,
+    divergence,
+    rank_correlation,
+    reason,
+    rise_p,
+)
 from lrm_jax.run import config
 from lrm_jax.run.errors import UserError
 
@@ -71,3 +80,18 @@ def test_bounds_that_make_no_sense_are_refused():
     for bad in ({"window": 2}, {"kl_clone": 0.0}, {"uncertainty": 0.9}, {"privileged_rank": -1.0}):
         with pytest.raises(UserError):
             config.build(StopConfig, bad)
+
+
+def test_a_rising_reward_against_all_orders():
+    rewards = [0.1, 0.3, 0.2, 0.5, 0.4, 0.6]
+
+    def concordant(x):
+        return sum(np.sign(b - a) for a, b in itertools.combinations(x, 2))
+
+    orders = [concordant(x) for x in itertools.permutations(rewards)]
+    expected = np.mean([x >= concordant(rewards) for x in orders])
+    told = [{"episode_reward": x} for x in rewards]
+    np.testing.assert_allclose(rise_p(told), expected, rtol=1e-9)
+    assert rise_p(told[::-1]) > 0.98
+    assert rise_p([{"episode_reward": 10.0}] * 9) == 1.0
+    assert rise_p(told[:1]) == 1.0
