@@ -16,7 +16,6 @@ first query of "contrastive" compares with the first frame.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from lrm_jax.run.config import sibling
 
@@ -27,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"argument {arg!r}: choose small or small_lr")
     small = arg == "small"
     config = sibling(__file__, "quickstart").get_config("small" if small else "")
-    config.job, config.keep = "refine", placeholder(float)
+    config.job, config.keep = "refine", 1.0
     config.policy.chunk = 5
     del config.policy.cosines
     config.policy.min_std, config.policy.init_std, config.policy.max_std = 0.08, 0.12, 0.16

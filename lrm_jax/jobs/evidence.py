@@ -74,7 +74,7 @@ class EvidenceJob:
     tasks: dict[str, TaskSettings] = field(default_factory=lambda: {"PutOnPlate": TaskSettings()})
     arms: dict[str, ArmSettings] = field(default_factory=lambda: {"vlm": ArmSettings()})
     seeds: tuple[int, ...] = field((0, 1, 2, 3, 4), ge=0)
-    keep: float | None = field(None, gt=0, le=1)
+    keep: float = field(1.0, gt=0, le=1)
     mesh: str = ""
     oracle: str = "oracle"
     equal_budget: Literal["", "frames", "judgements"] = "frames"

@@ -45,8 +45,8 @@ class RefineJob:
     would be shown a different number of frames ("frames", the paper's notion: every arm judges the
     same ones) or asked a different number of questions ("judgements": heads count); "" allows all.
     keep: hand the refined policy over only if the mean reward of its iterations rose, with a
-    Mann-Kendall p below this, and else the clone: who is paid by chance walks away from what the
-    clone can do. None hands it over whatever happened.
+    Mann-Kendall p of at most this, and else the clone: who is paid by chance walks away from what
+    the clone can do. 1 hands it over whatever happened.
     mesh: devices that physics, pixels, the reward model and the learner share, such as "data=-1";
     "" for one. "data=2" makes two devices of a CPU. Results differ by rounding.
     """
@@ -54,7 +54,7 @@ class RefineJob:
     job: str = "refine"
     arms: tuple[str, ...] = ("vlm",)
     seeds: tuple[int, ...] = (0,)
-    keep: float | None = field(None, gt=0, le=1)
+    keep: float = field(1.0, gt=0, le=1)
     mesh: str = ""
     equal_budget: Literal["", "frames", "judgements"] = ""
     env: EnvSettings = field(default_factory=EnvSettings)
@@ -266,7 +266,7 @@ def compare(base: dict[str, np.ndarray], refined: dict[str, np.ndarray]) -> dict
 
 
 def handed_over(
-    keep: float | None,
+    keep: float,
     iterations: list[dict],
     base: dict[str, np.ndarray],
     refined: dict[str, np.ndarray],
@@ -275,7 +275,7 @@ def handed_over(
     `compare` with those of the clone, whether the refined policy was kept, the p of the reward's
     rise, and "trained": success and gain of the refined policy, kept or not."""
     p = stopping.rise_p(iterations)
-    kept = keep is None or p < keep
+    kept = p <= keep
     chosen = refined if kept else base
     trained = compare(base, refined)
     trained = {k: trained[k] for k in ("refined_success", "gain", "gain_interval", "mcnemar_p")}

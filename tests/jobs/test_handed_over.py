@@ -16,7 +16,7 @@ FALLING = RISING[::-1]
 
 
 @pytest.mark.parametrize(("keep", "rows", "kept"), [
-    (0.001, RISING, True), (0.001, FALLING, False), (None, FALLING, True),
+    (0.001, RISING, True), (0.001, FALLING, False), (1.0, FALLING, True),
     (0.001, RISING[:3], False),  # p of three rising ones is 1/6
 ])  # fmt: skip
 def test_whose_episodes_count(keep, rows, kept):
