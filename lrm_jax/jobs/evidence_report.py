@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Iterations = Mapping[tuple[str, str, int], list[dict]]
 _HOW = (
     "Intervals: 95 %, seeds and episodes resampled independently (they cross); with one seed they "
-    "speak of that policy alone. McNemar's exact test pools the seeds' discordant pairs."
+    "speak of that policy alone. McNemar's exact test pools the seeds' discordant pairs. A policy "
+    "whose reward did not rise counts as its clone (`keep`); the cells tell its gain as trained."
 )
 
 
