@@ -165,14 +165,16 @@ def bars(
     """What is promised of the arms, task by task, and whether it held.
 
     claims: arms that must gain `GAIN` with an interval above `EXCLUDED`, and recover `RECOVERED` of
-    the oracle's gain. controls: arms whose interval must include 0.
+    the oracle's gain. controls: arms whose interval must include 0, in a summary of policies as
+    trained.
     """
     found = []
     for arm in (*claims, *controls):
         for task, row in summary["arms"][arm]["tasks"].items():
             low, high = row["gain_interval"]
             if arm in controls:
-                found.append(_bar(arm, task, "gain's interval includes 0", low <= 0 <= high))
+                what = "gain's interval as trained includes 0"
+                found.append(_bar(arm, task, what, low <= 0 <= high))
                 continue
             met = row["gain"] >= GAIN and low > EXCLUDED
             what = f"gain of {100 * GAIN:.0f} points, interval above {100 * EXCLUDED:.0f}"

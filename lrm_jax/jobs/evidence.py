@@ -162,18 +162,22 @@ class TaskFolder:
 @dataclasses.dataclass
 class Cells:
     """What is known so far: outcomes bool [episodes] and a row of figures by (task, arm, seed),
-    iterations by the same; told: a task's sentence ids [episodes] and its sentences."""
+    iterations by the same; trained: outcomes of the refined policies, kept or not; told: a task's
+    sentence ids [episodes] and its sentences."""
 
     outcomes: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
+    trained: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     iterations: dict[tuple[str, str, int], list[dict]] = dataclasses.field(default_factory=dict)
     told: dict[str, tuple[np.ndarray, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 
-    def tables(self, job: EvidenceJob) -> dict[str, dict[str, np.ndarray]]:
-        """task -> arm -> bool [seeds, episodes], for `evidence.summarise`."""
+    def tables(self, job: EvidenceJob, trained: bool = False) -> dict[str, dict[str, np.ndarray]]:
+        """task -> arm -> bool [seeds, episodes], for `evidence.summarise`; with `trained` of the
+        refined policies, kept or not."""
+        known = {**self.outcomes, **self.trained} if trained else self.outcomes
         return {
             task: {
-                arm: np.stack([self.outcomes[task, arm, seed] for seed in job.seeds])
+                arm: np.stack([known[task, arm, seed] for seed in job.seeds])
                 for arm in (evidence.BASE, *job.order)
             }
             for task in job.tasks
@@ -202,8 +206,10 @@ def play(job: EvidenceJob, workdir: Workdir, model: RewardModel | None) -> Cells
                 after = evaluation_stage(
                     folder, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
                 )
-                chosen, row = handed_over(job.keep, iterations, before, after)
+                names = base.name, stage.name
+                chosen, row = handed_over(job.keep, iterations, before, after, names)
                 cells.outcomes[task, arm, seed] = chosen["success_end"]
+                cells.trained[task, arm, seed] = after["success_end"]
                 cells.iterations[task, arm, seed] = iterations
                 cells.rows.append(
                     {"task": task, "arm": arm, "seed": seed, "reward": kind}
@@ -234,6 +240,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     found = evidence.summarise(
         tables, job.oracle or None, effect=job.effect, power=job.power
     )
+    trained = evidence.summarise(cells.tables(job, trained=True), None)
     summary = {
         "tasks": list(job.tasks), "seeds": list(job.seeds),
         "episodes": job.evaluation.episodes, "oracle": job.oracle or None,
@@ -241,7 +248,8 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
         "sentences": {
             task: evidence.by_sentence(tables[task], *told) for task, told in cells.told.items()
         },
-        "bars": evidence.bars(found, job.claims, job.controls),
+        # A control must not pass because what it did was thrown away.
+        "bars": [*evidence.bars(found, job.claims, ()), *evidence.bars(trained, (), job.controls)],
         "cells": cells.rows,
     }  # fmt: skip
     if processes.is_first():

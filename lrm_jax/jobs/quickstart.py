@@ -56,7 +56,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
             workdir, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
         )
     checkpoint()
-    _, verdict = handed_over(job.keep, rows, before, after)
+    _, verdict = handed_over(job.keep, rows, before, after, (base.name, stage.name))
     used = spent(job, arm, rows)
     summary = {
         **verdict,

@@ -270,16 +270,19 @@ def handed_over(
     iterations: list[dict],
     base: dict[str, np.ndarray],
     refined: dict[str, np.ndarray],
+    stages: tuple[str, str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The episodes of the policy that a refinement hands over, see `RefineJob.keep`, and a row:
     `compare` with those of the clone, whether the refined policy was kept, the p of the reward's
-    rise, and "trained": success and gain of the refined policy, kept or not."""
+    rise, "policy": its file in the work folder, and "trained": success and gain of the refined
+    policy, kept or not. stages: names of the clone's stage and of the refinement's."""
     p = stopping.rise_p(iterations)
     kept = p <= keep
     chosen = refined if kept else base
     trained = compare(base, refined)
     trained = {k: trained[k] for k in ("refined_success", "gain", "gain_interval", "mcnemar_p")}
     row = {**compare(base, chosen), "kept": kept, "reward_rise_p": p, "trained": trained}
+    row |= {"policy": f"stages/{stages[kept]}/policy.safetensors"}
     return chosen, {**row, "bad_episodes": int(refined["bad"].sum())}
 
 
@@ -318,7 +321,8 @@ def run(raw, workdir: Workdir) -> dict:
             after = evaluation_stage(
                 workdir, f"evaluation_{arm}_{seed}", job.evaluation, world, refined, stage
             )
-            _, row = handed_over(job.keep, iterations, before, after)
+            names = base.name, stage.name
+            _, row = handed_over(job.keep, iterations, before, after, names)
             rows.append({"arm": arm, "seed": seed, **row, **spent(job, arm, iterations)})
             if processes.is_first():
                 atomic.write_json(workdir / "summary.json", {"runs": rows})

@@ -70,9 +70,10 @@ def divergence(rows: Sequence[Mapping[str, float]], window: int) -> list[float]:
 
 
 def rise_p(rows: Sequence[Mapping[str, float]]) -> float:
-    """p of the one-sided Mann-Kendall test that the mean episode reward rises over the iterations;
-    1 where it never moves. What the learner sees is all that it reads."""
-    reward = np.asarray([row[PROXY] for row in rows], np.float64)
+    """p of the one-sided Mann-Kendall test that the mean reward of valid decisions rises over the
+    iterations; 1 where it never moves. What the learner sees is all that it reads."""
+    # Not PROXY: a sum over an episode falls where scores become invalid.
+    reward = np.asarray([row["reward_mean"] for row in rows], np.float64)
     if reward.size < 2 or np.ptp(reward) == 0:
         return 1.0
     return float(stats.kendalltau(np.arange(reward.size), reward, alternative="greater").pvalue)

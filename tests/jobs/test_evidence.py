@@ -91,6 +91,15 @@ def test_cells_are_stages_and_a_new_arm_costs_its_own_cells(toy, tmp_path):
     report = (tmp_path / "report.html").read_text()
     assert all(f"Success while refining: {task}" in report for task in ("left", "right"))
     assert json.loads((tmp_path / "summary.json").read_text())["bars"] == second["bars"]
+    # Two iterations show no rise: clones are handed over, and controls are judged as trained.
+    third = played(tmp_path, {**raw, "keep": 0.001})
+    assert {c["gain"] for c in third["cells"]} == {0.0}
+    assert {c["policy"] for c in third["cells"] if c["task"] == "left" and c["seed"] == 1} == {
+        "stages/left_base_policy_1/policy.safetensors"
+    }
+    assert [c["trained"] for c in third["cells"]] == [c["trained"] for c in second["cells"]]
+    judged = [[b for b in x["bars"] if b["arm"] == "constant"] for x in (second, third)]
+    assert judged[0] == judged[1] and len(judged[0]) == 2
     # One task's iterations are not the other's, though arms and seeds have the same names.
     series = [json.loads(line)["series"] for line in (tmp_path / "metrics.jsonl").open()]
     named = {s for s in series if "oracle_0" in s}

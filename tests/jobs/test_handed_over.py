@@ -11,7 +11,7 @@ def outcomes(rate, seed):
     return {"success_end": rng.random(400) < rate, "bad": np.arange(400) < 3 * (rate < 0.3)}
 
 
-RISING = [{"episode_reward": 0.2 + 0.01 * i} for i in range(12)]
+RISING = [{"reward_mean": 0.2 + 0.01 * i} for i in range(12)]
 FALLING = RISING[::-1]
 
 
@@ -21,9 +21,11 @@ FALLING = RISING[::-1]
 ])  # fmt: skip
 def test_whose_episodes_count(keep, rows, kept):
     clone, refined = outcomes(0.6, 0), outcomes(0.2, 1)
-    chosen, row = handed_over(keep, rows, clone, refined)
+    stages = ("base_policy_4", "refine_shuffled_4")
+    chosen, row = handed_over(keep, rows, clone, refined, stages)
     assert chosen is (refined if kept else clone)
     assert row["kept"] is kept
+    assert row["policy"] == f"stages/{stages[kept]}/policy.safetensors"
     loss = refined["success_end"].mean() - clone["success_end"].mean()
     np.testing.assert_allclose(row["gain"], loss if kept else 0.0, atol=1e-12)
     # what the reward did to the policy is told either way

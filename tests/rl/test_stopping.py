@@ -90,8 +90,8 @@ def test_a_rising_reward_against_all_orders():
 
     orders = [concordant(x) for x in itertools.permutations(rewards)]
     expected = np.mean([x >= concordant(rewards) for x in orders])
-    told = [{"episode_reward": x} for x in rewards]
+    told = [{"reward_mean": x} for x in rewards]
     np.testing.assert_allclose(rise_p(told), expected, rtol=1e-9)
     assert rise_p(told[::-1]) > 0.98
-    assert rise_p([{"episode_reward": 10.0}] * 9) == 1.0
+    assert rise_p([{"reward_mean": 10.0}] * 9) == 1.0
     assert rise_p(told[:1]) == 1.0
