@@ -6,11 +6,14 @@ same loop built the released way.
 
 Ours is `rl.refine` with an untrained policy (the work is the same). The released way does one thing
 after another: MuJoCo's C engine steps one environment, `mujoco.Renderer` draws the frames that are
-judged, and transformers generates an answer of `--new_tokens` for each frame and head, from the
-same lrm-nano (16 as in `benchmarks.scoring`: the released formats take 8 to 10 in Qwen's
-vocabulary, the released limits are 128 and 512). It is measured on a few episodes and answers, and
-scaled; its controller, policy and update are left out, in its favour. `--mesh=data=2` makes two
-devices of a CPU.
+judged, and transformers generates an answer for each frame and head, from the same lrm-nano: as
+many tokens as the released answers have in Qwen's vocabulary (`RELEASED_TOKENS`), or
+`--new_tokens`. It is measured on a few episodes and answers, and scaled. Its controller, policy and
+update, the server between them, prompts longer than lrm-nano's and answers that reason first are
+left out, in its favour. It is given twice: "one_after_another" draws only the frames that are
+judged, "as_released" one after every control step, as that loop's environment does, whose chunk is
+a row of steps that each return a picture (RLinf, `ManiskillEnv.chunk_step`). `--mesh=data=2` makes
+two devices of a CPU.
 
 The second command measures the iteration and its memory against the number of environments, until
 one of them does not fit; each is a process of its own, so that its memory is its own.
@@ -45,7 +48,9 @@ from lrm_jax.run.progress import note
 _JSON = flags.DEFINE_string("json", None, "File for the figures.", required=True)
 _ENVS = flags.DEFINE_integer("envs", 128, "Environments.", lower_bound=4)
 _ITERATIONS = flags.DEFINE_integer("iterations", 4, "Measured iterations of each loop.", 1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 16, "Tokens of a generated answer.", 1)
+_NEW_TOKENS = flags.DEFINE_integer(
+    "new_tokens", None, "Tokens of a generated answer; as the released formats have by default.", 1
+)
 _EPISODES = flags.DEFINE_integer("peer_episodes", 4, "Episodes of the peer's physics.", 1)
 _ANSWERS = flags.DEFINE_integer("peer_answers", 40, "Answers that the peer generates.", 2)
 _MESH = flags.DEFINE_string("mesh", "", "Devices of our loop, such as data=2; one by default.")
@@ -53,6 +58,9 @@ _ENVIRONMENTS = flags.DEFINE_list("environments", None, "Measure scale at these 
 _ONE = flags.DEFINE_boolean("one_scale", False, "Internal: one number of environments, one line.")
 
 PARTS = ("rollout", "score", "learn")
+# `{ "completion_progress": 0.4 }`, `{ "task_completed": "yes" }` and
+# `{ "more_complete_image": "ImageA" }`, each with the token that ends the turn.
+RELEASED_TOKENS = {"progress": 11, "completion": 10, "contrastive": 12}
 
 
 def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
@@ -88,6 +96,11 @@ def one_scale() -> None:
     print(json.dumps(row))
 
 
+def tokens_of(job: RefineJob) -> dict[str, int]:
+    """Tokens that the peer generates for an answer of each head of the reward."""
+    return {name: _NEW_TOKENS.value or RELEASED_TOKENS[name] for name in heads_asked(job.reward)}
+
+
 def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
     """Mean seconds of one generated answer, over the heads of the reward."""
     torch, transformers = peers.need_torch()
@@ -99,14 +112,15 @@ def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
     frame = np.random.default_rng(0).integers(0, 256, (1, job.env.size, job.env.size, 3), np.uint8)
     patches = np.asarray(patchify(frame, ours.config))[0]
     given = []
-    for name in heads_asked(job.reward):
+    for name, length in tokens_of(job).items():
         images = len(heads[name].images)
         ids = peers.prompt_ids(
             heads[name], world.env.instructions[0], ours.tokenizer, side * side // 4
         )
         tokens = np.array([ids], np.int64)
         pad = ours.tokenizer.token_id(IMAGE_PAD)
-        given.append(
+        given.append((
+            length,
             peers.as_torch(
                 dict(
                     input_ids=tokens, attention_mask=np.ones_like(tokens),
@@ -115,20 +129,20 @@ def answer_seconds(world: World, job: RefineJob, answers: int) -> float:
                     mm_token_type_ids=(tokens == pad).astype(np.int64),
                 ),
                 torch,
-            )
-        )  # fmt: skip
+            ),
+        ))  # fmt: skip
 
-    def ask(one):
+    def ask(length, one):
         with torch.inference_mode():
             hf.generate(
-                **one, max_new_tokens=_NEW_TOKENS.value, min_new_tokens=_NEW_TOKENS.value,
-                do_sample=False, pad_token_id=0,
+                **one, max_new_tokens=length, min_new_tokens=length, do_sample=False,
+                pad_token_id=0,
             )  # fmt: skip
 
-    ask(given[0])
+    ask(*given[0])
     start = time.perf_counter()
     for i in range(answers):
-        ask(given[i % len(given)])
+        ask(*given[i % len(given)])
     return (time.perf_counter() - start) / answers
 
 
@@ -138,8 +152,10 @@ def main(argv: list[str]) -> None:
     if _ONE.value:
         return one_scale()
     if _ENVIRONMENTS.value is not None:
-        rows = scale.measure(scale.numbers_of(_ENVIRONMENTS.value), _ITERATIONS.value)
+        numbers = scale.numbers_of(_ENVIRONMENTS.value)
+        rows = scale.measure(numbers, _ITERATIONS.value, _MESH.value)
         facts = {"benchmark": "refine_scale", "image": quickstart(4, 2).env.size}
+        facts |= {"mesh": _MESH.value}
         return peers.write(_JSON.value, facts | {"rows": rows} | peers.device_facts())
     ask_for_cores(_MESH.value)
     job = quickstart(_ENVS.value, _ITERATIONS.value + 1)
@@ -166,6 +182,9 @@ def main(argv: list[str]) -> None:
         "score": answers * answer,
     }
     other["iteration"] = sum(other.values())
+    every = episode["physics"] + episode["pixels"] * (world.env.episode_length + 1) / frames
+    released = {"rollout": job.refine.num_envs * every, "score": other["score"]}
+    released["iteration"] = sum(released.values())
     figures = {
         "benchmark": "refine", "environments": job.refine.num_envs,
         "control_steps": job.refine.num_envs * world.env.episode_length, "image": job.env.size,
@@ -173,8 +192,10 @@ def main(argv: list[str]) -> None:
         "heads": heads_asked(job.reward),
         "lrm_jax": ours, "without_savings": plain,
         "one_after_another": other | {"episode": episode, "seconds_per_answer": answer,
-                                      "new_tokens": _NEW_TOKENS.value},
-        "ratio": {k: other[k] / ours[k] for k in ("rollout", "score", "iteration")},
+                                      "new_tokens": tokens_of(job)},
+        "as_released": released,
+        "ratio": {k: v / ours[k] for k, v in other.items()},
+        "ratio_as_released": {k: v / ours[k] for k, v in released.items()},
         **peers.device_facts(),
     }  # fmt: skip
     peers.write(_JSON.value, figures)

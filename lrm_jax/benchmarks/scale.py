@@ -27,14 +27,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measure(numbers: list[int], iterations: int) -> list[dict]:
-    """A row for each number of environments, up to the first that does not fit."""
+def measure(numbers: list[int], iterations: int, mesh: str = "") -> list[dict]:
+    """A row for each number of environments over a mesh, up to the first that does not fit."""
     rows = []
     for number in numbers:
         note(f"{number} environments")
         command = [
             sys.executable, "-m", "lrm_jax.benchmarks.refine", "--one_scale", f"--envs={number}",
-            f"--iterations={iterations}", "--json=-",
+            f"--iterations={iterations}", f"--mesh={mesh}", "--json=-",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
