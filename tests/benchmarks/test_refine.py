@@ -1,0 +1,21 @@
+"""What the peer of the refinement benchmark writes."""
+
+import pytest
+
+from lrm_jax.benchmarks import peers
+from lrm_jax.benchmarks.refine import RELEASED_TOKENS
+from lrm_jax.rewards.tokenizer import IM_END
+
+
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        ("progress", '{ "completion_progress": 0.4 }'),
+        ("completion", '{ "task_completed": "yes" }'),
+        ("contrastive", '{ "more_complete_image": "ImageA" }'),
+    ],
+)
+def test_the_peer_writes_as_many_tokens_as_the_released_answers_have(head, answer):
+    """Counted in Qwen's own vocabulary."""
+    ids, _ = peers.qwen_tokenizer().encode(answer + IM_END)
+    assert len(ids) == RELEASED_TOKENS[head]
