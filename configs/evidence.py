@@ -1,14 +1,17 @@
 """Whether refinement by a reward model helps: tasks x reward arms x seeds x paired episodes.
 
     python -m lrm_jax.train --config=configs/evidence.py            # everything, one report
-    python -m lrm_jax.train --config=configs/evidence.py:core   # ours, oracle, three controls
+    python -m lrm_jax.train --config=configs/evidence.py:core       # ours, oracle, three controls
     python -m lrm_jax.train --config=configs/evidence.py:pilot      # core, two seeds, 256 episodes
+    python -m lrm_jax.train --config=configs/evidence.py:StackCubes+LiftPeg,vlm+oracle,0+1  # a part
     python -m lrm_jax.train --config=configs/evidence.py:seeds      # vlm alone, seeds 0 to 4
     python -m lrm_jax.train --config=configs/evidence.py:controls   # seed 0: controls and oracle
 
-Four tasks on held-out colours with one reward model, which was not trained on PlaceInBowl. The last
-two are tables of job "refine", of the quickstart's task and model. "small" is a smoke test of the
-first. What the whole table, "core" or "pilot" has computed, the others of these take over.
+Four tasks on held-out colours with one reward model, which was not trained on PlaceInBowl. A part
+is tasks, arms and seeds of the whole table. The last two are tables of job "refine", of the
+quickstart's task and model. "small" is a smoke test of the first. What the whole table, "core", a
+part or (of the same seeds) "pilot" has computed in a work folder, the others of these take over;
+parts that were computed side by side are put together by moving their stages into one.
 """
 
 from ml_collections import ConfigDict
@@ -24,9 +27,13 @@ STEPS = 80  # of an episode, of every task
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The whole table, "core", "pilot", "small", or "seeds" and "controls"."""
+    """The whole table, "core", "pilot", "small", "TASKS,ARMS,SEEDS", "seeds" or "controls"."""
+    if "," in arg:
+        return part(arg)
     if arg not in ("", "core", "pilot", "small", "seeds", "controls"):
-        raise ValueError(f"argument {arg!r}: choose core, pilot, small, seeds or controls")
+        raise ValueError(
+            f"argument {arg!r}: choose core, pilot, small, seeds, controls or TASKS,ARMS,SEEDS"
+        )
     small = arg == "small"
     config = sibling(__file__, "quickstart").get_config("small" if small else "")
     if arg in ("seeds", "controls"):
@@ -85,3 +92,23 @@ def get_config(arg: str = "") -> ConfigDict:
             "evaluation": {**config.evaluation, "episodes": episodes},
         }
     )
+
+
+def part(arg: str) -> ConfigDict:
+    """Some tasks, arms and seeds of the whole table: "StackCubes+LiftPeg,vlm+oracle,0+1"."""
+    config = get_config("")
+    pieces = [piece.split("+") for piece in arg.split(",")]
+    if len(pieces) != 3:
+        raise ValueError(f"argument {arg!r}: give TASKS,ARMS,SEEDS, with + between several")
+    for kind, names in zip(("tasks", "arms"), pieces, strict=False):
+        known = config[kind].to_dict()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"argument {arg!r}: {kind} are {', '.join(known)}; not {name!r}")
+        config[kind] = {name: known[name] for name in names}
+    if not all(seed.isdecimal() for seed in pieces[2]):
+        raise ValueError(f"argument {arg!r}: seeds are whole numbers from 0 up")
+    config.seeds = tuple(int(seed) for seed in pieces[2])
+    if "oracle" not in config.arms:
+        config.oracle = ""
+    return config

@@ -194,6 +194,23 @@ def test_the_recipe_is_a_valid_job(arg):
         assert len(job.seeds) >= 5 and job.evaluation.episodes >= 1000
 
 
+def test_a_part_is_cells_of_the_whole_table():
+    """Each of its stages has the settings that it has in the whole, so the whole takes it over."""
+    recipe = config.sibling(str(CONFIGS), "evidence")
+    whole = config.build(evidence.EvidenceJob, recipe.get_config(""))
+    part = config.build(
+        evidence.EvidenceJob, recipe.get_config("LiftPeg+StackCubes,vlm+paper+oracle,3+1")
+    )
+    assert (set(part.tasks), part.seeds) == ({"LiftPeg", "StackCubes"}, (3, 1))
+    assert set(part.arms) == {"vlm", "paper", "oracle"} and part.oracle == "oracle"
+    for task in part.tasks:
+        for arm in part.arms:
+            same = dataclasses.replace(part.cell(task, arm), seeds=whole.seeds)
+            assert same == whole.cell(task, arm)
+    blind = recipe.get_config("LiftPeg,constant,0")
+    assert blind.oracle == "" and config.build(evidence.EvidenceJob, blind).claims == []
+
+
 @pytest.mark.parametrize(
     ("name", "arg"),
     [("evidence", "seeds"), ("evidence", "controls"), ("refine", ""), ("refine_paper", ""),

@@ -113,6 +113,9 @@ def test_collected_episodes_are_data_sets_too(tmp_path):
         (("--config=configs/quickstart.py:small", "--config.policy.chunk=7"), "num_chunks"),
         (("--config=configs/quickstart.py:small", "--config.reward.model=/no/such"), "/no/such"),
         (("--config=configs/evidence.py:small", "--config.oracle=orakel"), "orakel"),
+        (("--config=configs/evidence.py:LiftPegs,vlm,0",), "LiftPegs"),
+        (("--config=configs/evidence.py:LiftPeg,vlm",), "TASKS,ARMS,SEEDS"),
+        (("--config=configs/evidence.py:LiftPeg,vlm,-1",), "seeds"),
         (("--config=configs/missing.py",), "missing.py"),
     ],
 )  # fmt: skip
