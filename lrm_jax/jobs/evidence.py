@@ -46,9 +46,11 @@ class ArmSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings(EnvSettings):
-    """A task of the comparison: its environment, and its own demonstrations where they differ."""
+    """A task of the comparison: its environment, and its own demonstrations and cloning where they
+    differ."""
 
     demonstrations: CollectSettings | None = None
+    clone: CloneConfig | None = None
 
     @property
     def env(self) -> EnvSettings:
@@ -60,7 +62,7 @@ class TaskSettings(EnvSettings):
 class EvidenceJob:
     """Everything that `job="evidence"` depends on.
 
-    tasks: name -> environment, and demonstrations in place of `demonstrations`. arms: name ->
+    tasks: name -> environment, and settings in place of `demonstrations` and `clone`. arms: name ->
     reward, and refinement settings in place of `refine`.
     seeds: a seed sets demonstrations, clone and refinement; episodes are the same for all.
     keep: which refined policies are handed over, see `RefineJob`; the others count as their clones.
@@ -120,7 +122,7 @@ class EvidenceJob:
         return RefineJob(
             arms=(own.reward.arm,), seeds=self.seeds, env=where.env,
             demonstrations=where.demonstrations or self.demonstrations, policy=self.policy,
-            clone=self.clone, reward=own.reward, refine=own.refine or self.refine,
+            clone=where.clone or self.clone, reward=own.reward, refine=own.refine or self.refine,
             evaluation=self.evaluation,
         )  # fmt: skip
 

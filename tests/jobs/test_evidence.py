@@ -190,6 +190,8 @@ def test_the_recipe_is_a_valid_job(arg):
         own = config.build(evidence.EvidenceJob, raw)
         shown = {task: own.cell(task, "vlm").demonstrations.episodes for task in own.tasks}
         assert shown.pop("LiftPeg") == 24 and set(shown.values()) == {job.demonstrations.episodes}
+        rates = {task: job.cell(task, "vlm").clone.lr for task in job.tasks}
+        assert rates.pop("LiftPeg") == 1e-3 and set(rates.values()) == {job.clone.lr}
     if arg in ("", "core"):
         assert len(job.seeds) >= 5 and job.evaluation.episodes >= 1000
 
