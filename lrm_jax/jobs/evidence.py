@@ -246,7 +246,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     summary = {
         "tasks": list(job.tasks), "seeds": list(job.seeds),
         "episodes": job.evaluation.episodes, "oracle": job.oracle or None,
-        **found,
+        **found, "trained": trained["arms"],
         "sentences": {
             task: evidence.by_sentence(tables[task], *told) for task, told in cells.told.items()
         },
