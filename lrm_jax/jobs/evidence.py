@@ -242,7 +242,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     found = evidence.summarise(
         tables, job.oracle or None, effect=job.effect, power=job.power
     )
-    trained = evidence.summarise(cells.tables(job, trained=True), None)
+    trained = evidence.summarise(cells.tables(job, trained=True), job.oracle or None)
     summary = {
         "tasks": list(job.tasks), "seeds": list(job.seeds),
         "episodes": job.evaluation.episodes, "oracle": job.oracle or None,

@@ -249,7 +249,11 @@ def _mean(runs: np.ndarray) -> np.ndarray:
 
 def tables(job: EvidenceJob, summary: Mapping[str, Any]) -> dict[str, blocks.Table]:
     """All tables by heading."""
-    found = {"Gain over the clone": gains(summary), "Over all tasks": aggregates(summary)}
+    found = {
+        "Gain over the clone": gains(summary),
+        "Gain as trained, kept or not": gains({"arms": summary["trained"]}),
+        "Over all tasks": aggregates(summary),
+    }
     if summary["bars"]:
         found["Bars"] = bars(summary)
     return found | {
