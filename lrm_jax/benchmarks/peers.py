@@ -29,6 +29,9 @@ SPECIAL_TOKENS = (
     "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
     "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
+# Of `{ "completion_progress": 0.4 }`, `{ "task_completed": "yes" }` and
+# `{ "more_complete_image": "ImageA" }`, each with the token that ends the turn.
+RELEASED_TOKENS = {"progress": 11, "completion": 10, "contrastive": 12}
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"

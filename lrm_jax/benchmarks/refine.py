@@ -7,7 +7,7 @@ same loop built the released way.
 Ours is `rl.refine` with an untrained policy (the work is the same). The released way does one thing
 after another: MuJoCo's C engine steps one environment, `mujoco.Renderer` draws the frames that are
 judged, and transformers generates an answer for each frame and head, from the same lrm-nano: as
-many tokens as the released answers have in Qwen's vocabulary (`RELEASED_TOKENS`), or
+many tokens as the released answers have in Qwen's vocabulary (`peers.RELEASED_TOKENS`), or
 `--new_tokens`. It is measured on a few episodes and answers, and scaled. Its controller, policy and
 update, the server between them, prompts longer than lrm-nano's and answers that reason first are
 left out, in its favour. It is given twice: "one_after_another" draws only the frames that are
@@ -58,9 +58,6 @@ _ENVIRONMENTS = flags.DEFINE_list("environments", None, "Measure scale at these 
 _ONE = flags.DEFINE_boolean("one_scale", False, "Internal: one number of environments, one line.")
 
 PARTS = ("rollout", "score", "learn")
-# `{ "completion_progress": 0.4 }`, `{ "task_completed": "yes" }` and
-# `{ "more_complete_image": "ImageA" }`, each with the token that ends the turn.
-RELEASED_TOKENS = {"progress": 11, "completion": 10, "contrastive": 12}
 
 
 def measured(job: RefineJob, world: World, reward) -> dict[str, float]:
@@ -98,7 +95,8 @@ def one_scale() -> None:
 
 def tokens_of(job: RefineJob) -> dict[str, int]:
     """Tokens that the peer generates for an answer of each head of the reward."""
-    return {name: _NEW_TOKENS.value or RELEASED_TOKENS[name] for name in heads_asked(job.reward)}
+    of = peers.RELEASED_TOKENS
+    return {name: _NEW_TOKENS.value or of[name] for name in heads_asked(job.reward)}
 
 
 def answer_seconds(world: World, job: RefineJob, answers: int) -> float:

@@ -1,9 +1,8 @@
-"""What the peer of the refinement benchmark writes."""
+"""What the peers write."""
 
 import pytest
 
 from lrm_jax.benchmarks import peers
-from lrm_jax.benchmarks.refine import RELEASED_TOKENS
 from lrm_jax.rewards.tokenizer import IM_END
 
 
@@ -18,4 +17,4 @@ from lrm_jax.rewards.tokenizer import IM_END
 def test_the_peer_writes_as_many_tokens_as_the_released_answers_have(head, answer):
     """Counted in Qwen's own vocabulary."""
     ids, _ = peers.qwen_tokenizer().encode(answer + IM_END)
-    assert len(ids) == RELEASED_TOKENS[head]
+    assert len(ids) == peers.RELEASED_TOKENS[head]
