@@ -23,8 +23,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lrm_jax.parallel.mesh import ROW_AXES
-from lrm_jax.parallel.placement import gathered
+from lrm_jax.parallel.mesh import ROW_AXES, replicated
+from lrm_jax.parallel.placement import gathered, put
 from lrm_jax.parallel.rows import shards
 from lrm_jax.policies.networks import Policy, Variables
 from lrm_jax.rl import ppo, stopping
@@ -234,6 +234,9 @@ def refine(
             "the mesh cuts rows into"
         )
     state = init_state(variables, config, rng) if state is None else state
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:  # as iterations leave it: placed otherwise, the second one compiles anew
+        state = put(state, replicated(mesh))
     rows = list(history)
     for i in range(int(state.iteration), config.iterations):
         if stopping.reason(config.stop, rows) is not None:

@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +90,14 @@ def test_the_clone_is_left_step_by_step(whole):
 
 def test_nothing_recompiles_between_iterations(whole):
     assert whole[2] == (1, 1)
+
+
+def test_nothing_recompiles_over_a_mesh():
+    program = Path(__file__).parent / "on_two_devices.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    once = {"rollout": 1, "learn": 1}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"fresh": once, "resumed": once}
 
 
 def test_a_run_stops_where_its_rule_says_and_stays_stopped(policy, whole):
