@@ -16,16 +16,23 @@ RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "quickstart_o
 
 def record(path: Path, settings: Sequence[Any], rows: list[dict]) -> None:
     """Write the oracle rows of a `refine` run, in the form of `RECORD`; nothing without any."""
-    success = {str(r["seed"]): r["refined_success"] for r in rows if r["arm"] == "oracle"}
-    if success:
-        own = config.fingerprint(*settings)
-        atomic.write_json(path, {"fingerprint": own, "success": success})
+    ours = [row for row in rows if row["arm"] == "oracle"]
+    if ours:
+        content = {
+            "fingerprint": config.fingerprint(*settings),
+            "success": {str(row["seed"]): row["refined_success"] for row in ours},
+            "base": {str(row["seed"]): row["base_success"] for row in ours},
+        }
+        atomic.write_json(path, content)
 
 
-def recorded(settings: Sequence[Any], seed: int, path: Path = RECORD) -> float | None:
-    """The oracle's success recorded for these very settings and seed, or None."""
-    if not path.is_file():
-        return None
-    found = atomic.read_json(path)
-    same = found["fingerprint"] == config.fingerprint(*settings)
-    return found["success"].get(str(seed)) if same else None
+def recorded(settings: Sequence[Any], seed: int, path: Path = RECORD) -> dict[str, float | None]:
+    """{"oracle_success", "oracle_base"} recorded for these very settings and seed, else None each.
+
+    "oracle_base" is the clone that the oracle refined: processors round differently, so another
+    machine's clone of the same seed is another policy.
+    """
+    found = atomic.read_json(path) if path.is_file() else None
+    if found is None or found["fingerprint"] != config.fingerprint(*settings):
+        return {"oracle_success": None, "oracle_base": None}
+    return {f"oracle_{name}": found[name].get(str(seed)) for name in ("success", "base")}

@@ -60,7 +60,7 @@ def run(raw, workdir: Workdir) -> dict[str, Any]:
     used = spent(job, arm, rows)
     summary = {
         **verdict,
-        "oracle_success": oracle.recorded(job.without_reward, seed),
+        **oracle.recorded(job.without_reward, seed),
         "arm": arm,
         "seed": seed,
         "iterations": len(rows),

@@ -53,15 +53,18 @@ def verdict(summary: Mapping[str, Any]) -> dict | None:
         _tile("base policy", base, summary.get("wilson_base")),
         _tile("refined policy", refined, summary.get("wilson_refined")),
     ]
-    oracle = _share(summary, "oracle_success")
+    oracle, start = (_share(summary, f"oracle_{name}") for name in ("success", "base"))
     if oracle is not None:
-        tiles.append(_tile("oracle (privileged reward)", oracle, summary.get("wilson_oracle")))
-        if oracle > base:
+        name = "oracle (privileged reward)"
+        if start not in (None, base):
+            name += f", recorded on another clone, {percent(start)}"
+        elif oracle > base:
             recovered = percent(gain / (oracle - base), digits=0)
             detail += (
                 f" The learned reward recovers {recovered} of the gain that the simulator's own "
                 "reward gives."
             )
+        tiles.append(_tile(name, oracle, summary.get("wilson_oracle")))
     return {
         "state": state,
         "headline": headline,

@@ -195,6 +195,14 @@ def test_verdicts(change, state, headline):
     assert ("recovers" in result["detail"]) == (change.get("oracle_success", 1) is not None)
 
 
+def test_an_oracle_of_another_clone_is_named_as_such():
+    same, other = (verdict({**SUMMARY, "oracle_base": base}) for base in (0.48, 0.455))
+    assert "recovers" in same["detail"] and "recovers" not in other["detail"]
+    names = [tile["name"] for tile in other["tiles"]]
+    assert names[2] == "oracle (privileged reward), recorded on another clone, 45.5\xa0%"
+    assert other["tiles"][2]["share"] == 0.94
+
+
 def test_no_verdict_without_both_arms():
     assert verdict({"base_success": 0.5}) is None
     assert verdict({"base_success": 0.5, "refined_success": None}) is None
