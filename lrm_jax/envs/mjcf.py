@@ -22,6 +22,11 @@ def world(
 
     contacts: (geom, geom, friction). MJX computes every pair in every step, so a task names few.
     grip: solimp of the pads' pairs. Soft ones, PutOnPlate's, let what is held creep by millimetres.
+
+    MJX solves under vmap in a loop whose end is computed twice a turn: to go on, and to keep what
+    is done. Where XLA rounds a gradient's norm differently in the two and `tolerance` lies between,
+    nothing is done and the loop goes on for ever. At 1e-30 no norm comes near; the other way to
+    end, a cost that no longer falls, is the sign of a difference of two numbers in memory.
     """
     pairs = "\n".join(
         f'<pair geom1="{a}" geom2="{b}" condim="3" friction="{f}" solref="0.02 1" '
@@ -32,7 +37,7 @@ def world(
 <mujoco model="{name}">
   <compiler angle="radian" autolimits="true"/>
   <option timestep="{timestep}" integrator="implicitfast" solver="Newton" cone="pyramidal"
-          iterations="5" ls_iterations="6" impratio="1">
+          iterations="5" ls_iterations="6" tolerance="1e-30" impratio="1">
     <flag eulerdamp="disable"/>
   </option>
   <visual><global offwidth="640" offheight="640"/></visual>
