@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrm_jax.parallel import rows
+from lrm_jax.parallel.meeting import connect
 from lrm_jax.run.errors import UserError, did_you_mean
 from lrm_jax.run.platform import backend_started, widen_thread_pool
 
@@ -99,6 +100,8 @@ def make_mesh(
     not started its backends yet. Programs whose parts never meet then use as many cores: physics
     alone would stay on one (`lrm_jax.benchmarks.refine --mesh=data=2`).
 
+    Over all devices of several processes: each of them has to call this, and waits for the others.
+
     Raises:
       UserError: the sizes do not fit the devices.
     """
@@ -106,8 +109,15 @@ def make_mesh(
     if devices is None:
         ask_for_cores(config)
         devices = jax.devices()
+        mesh = _placed(config.shape(len(devices)), devices)
+        if jax.process_count() > 1 and devices[0].platform == "cpu":
+            connect(mesh)
+        return mesh
+    return _placed(config.shape(len(devices)), devices)
+
+
+def _placed(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     kinds = (AxisType.Auto,) * len(AXES)
-    shape = config.shape(len(devices))
     try:
         return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
     except NotImplementedError:  # no axis of the mesh fits whole axes of the slice: split those

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from loopback import outputs
 
 HERE = Path(__file__).parent
@@ -21,3 +22,10 @@ def test_two_processes_agree_with_one():
     assert both[0] == both[1]
     # The same program on the same mesh; only sums between processes may be taken in another order.
     assert abs(both[0] - alone) <= 4e-6 * abs(alone)
+
+
+@pytest.mark.slow
+def test_a_process_may_come_late():
+    # Gloo waits 30 s for a first meeting, whatever XLA's flags say.
+    for out in outputs(HERE / "late.py", ["35"], 2):
+        assert out.endswith("met\n")
