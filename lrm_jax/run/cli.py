@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from lrm_jax.run import config as typed_config
-from lrm_jax.run import preemption
+from lrm_jax.run import preemption, processes
 from lrm_jax.run.errors import UserError, did_you_mean, one_line
 
 OK, FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, preemption.STATUS
@@ -39,6 +40,9 @@ def run_app(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None)
     status = _status(main, list(sys.argv if argv is None else argv))
     sys.stdout.flush()
     sys.stderr.flush()
+    if status != OK:
+        with contextlib.suppress(Exception):  # what failed may be the line to the others
+            processes.leave(status)
     sys.exit(status)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import itertools
 import sys
 
-# A process that dies is noticed by JAX's heartbeat; one that computes alone may take its time.
-LONGEST_WAIT_MS = 24 * 3600 * 1000
+from lrm_jax.run import preemption
+from lrm_jax.run.errors import UserError
+
+LOOK_MS = 2000  # how often one that waits looks for others that have left
+_LEFT = "lrm_jax left/"
 _meetings = itertools.count(1)  # the same in every process: all of them meet in the same order
 
 
@@ -26,16 +29,33 @@ def is_first() -> bool:
 
 
 def meet() -> None:
-    """Returns once every process has called this as often as this one.
+    """Returns once every process has called this as often as this one; one that computes alone may
+    take its time. One that dies ends all, by JAX's heartbeat.
 
     Collectives are no place to wait at: on the CPU, a first one between some devices fails where
     one process comes there 30 s after another, and a reduce-scatter does so always.
-    """
-    if count() > 1:
-        from orbax.checkpoint import multihost
 
-        key = f"lrm_jax meeting {next(_meetings)}"
-        multihost.get_barrier_sync_fn()(key=key, timeout_ms=LONGEST_WAIT_MS)
+    Raises:
+      UserError: another process said that it left (`leave`); `preemption.Terminated` if SIGTERM
+        ended it.
+    """
+    if count() == 1:
+        return
+    client, meeting = _client(), f"lrm_jax meeting {next(_meetings)}"
+    client.key_value_set(f"{meeting}/{_joined().process_index()}", "here")
+    for number in range(count()):
+        while not _there(client, f"{meeting}/{number}"):
+            for key, status in client.key_value_dir_get(_LEFT):
+                if int(status) == preemption.STATUS:  # the machine goes: end as the other did
+                    raise preemption.Terminated
+                left = key.rpartition("/")[2]
+                raise UserError(f"process {left} ended with status {status}: see its output")
+
+
+def leave(status: int) -> None:
+    """Tells the others, which may wait for this process, that it ends before its work is done."""
+    if count() > 1:
+        _client().key_value_set(f"{_LEFT}{_joined().process_index()}", str(status))
 
 
 def wait_for_all(where: str) -> None:
@@ -56,6 +76,24 @@ def as_first(value: bool) -> bool:
 
     meet()
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _there(client, key: str) -> bool:
+    """Whether the key is set, or becomes so before it is time to look around."""
+    try:
+        client.blocking_key_value_get(key, LOOK_MS)
+    except Exception as error:  # jaxlib's, which stands for every kind of status
+        if "DEADLINE_EXCEEDED" in str(error):
+            return False
+        raise
+    return True
+
+
+def _client():
+    """JAX's line between processes; there is no public way to it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def _joined():
