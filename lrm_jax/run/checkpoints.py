@@ -319,6 +319,7 @@ def _gathered(data: Any) -> list[Any]:
         return [own]
     from jax.experimental import multihost_utils
 
+    processes.meet()
     text = np.frombuffer(json.dumps(own).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.zeros(int(lengths.max()), np.uint8)
@@ -354,4 +355,5 @@ def _all_agree(fine: bool) -> bool:
         return fine
     from jax.experimental import multihost_utils
 
+    processes.meet()
     return bool(multihost_utils.process_allgather(np.int32(fine)).all())

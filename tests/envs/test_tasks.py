@@ -57,7 +57,7 @@ def judged(env, state, named=None):
 
 @pytest.mark.parametrize("name", envs.names())
 def test_no_tolerance_within_the_rounding_of_a_gradient(name):
-    # At MuJoCo's 1e-8 a rollout of PlaceInBowl never ended: see `mjcf.scene`.
+    # At MuJoCo's 1e-8 a rollout of PlaceInBowl never ended: see `mjcf.world`.
     tolerance = task(name).mj_model.opt.tolerance
     assert 0 < tolerance < np.finfo(np.float32).eps ** 2 * 1e-8
     assert np.float32(tolerance) >= np.finfo(np.float32).tiny  # else it is flushed to zero

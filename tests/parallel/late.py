@@ -1,4 +1,4 @@
-"""One of two processes, each of which comes late once: the second to the mesh, the first to a sum.
+"""One of two processes, the second of which comes late to the mesh and again to a sum.
 
     python tests/parallel/late.py SECONDS COORDINATOR COUNT NUMBER
 """
@@ -30,7 +30,7 @@ home = NamedSharding(mesh, PartitionSpec("data", "fsdp"))
 cut = jax.make_array_from_callback(values.shape, home, lambda index: values[index])
 columns = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec("fsdp")))
 columns = columns.lower(cut).compile()
-if number == 0:
+if number == 1:
     time.sleep(seconds)
 for shard in columns(cut).addressable_shards:
     np.testing.assert_array_equal(shard.data, values.sum(0)[shard.index])

@@ -84,7 +84,7 @@ def test_two_processes_in_one_folder(tmp_path):
 
 
 LEAVING = """
-import os, signal, sys
+import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 import lrm_jax
 from lrm_jax.parallel.joining import join_from_environment
